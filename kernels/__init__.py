@@ -1,0 +1,13 @@
+"""Fused adaptation heads of MM-SADA. Needs torch alone; the plain PyTorch definition is `mmsada_kernels.reference`."""
+
+from mmsada_kernels.reference import (
+    Classified,
+    Scored,
+    adaptation_heads,
+    classify,
+    correspondence,
+    discriminate,
+    reverse_gradient,
+)
+
+__all__ = ["Classified", "Scored", "adaptation_heads", "classify", "correspondence", "discriminate", "reverse_gradient"]

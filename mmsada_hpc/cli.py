@@ -1,0 +1,145 @@
+"""`mmsada ...`: every subcommand is a few lines that call its room."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmsada_hpc
+from mmsada_hpc.config import config_hash, describe_keys, dump_config, load_config
+from mmsada_hpc.errors import UserError
+
+Parser = argparse.ArgumentParser
+Run = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand; its room is imported when it is asked for, so that `mmsada --help` needs no torch."""
+
+    help: str
+    room: Callable[[], tuple[Callable[[Parser], None], Run]]
+
+
+def _config_arguments(parser: Parser) -> None:
+    parser.add_argument("--config", type=Path, help="YAML of the run, a file or a name in configs/ (default: the defaults)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.stage1.lr=0.005 seed=1")
+
+
+def _config() -> tuple[Callable[[Parser], None], Run]:
+    def arguments(parser: Parser) -> None:
+        _config_arguments(parser)
+        parser.add_argument("--explain", action="store_true", help="list every key with what it means")
+
+    def run(args: argparse.Namespace) -> int:
+        config = load_config(args.config, args.overrides)
+        print(describe_keys(config) if args.explain else f"# config hash {config_hash(config)}\n{dump_config(config)}", end="")
+        return 0
+
+    return arguments, run
+
+
+def _train() -> tuple[Callable[[Parser], None], Run]:
+    def arguments(parser: Parser) -> None:
+        _config_arguments(parser)
+        parser.epilog = "Alone, or on N ranks of this machine: mpiexec -n N mmsada train ..."
+
+    def run(args: argparse.Namespace) -> int:
+        config = load_config(args.config, args.overrides)
+        from mmsada_hpc.train.run import train
+        from mmsada_hpc.train.stop import Stopped
+
+        try:
+            train(config)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.exit_code
+        return 0
+
+    return arguments, run
+
+
+def _submit() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc import submit
+
+    return submit.add_arguments, submit.run
+
+
+def _prepare() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.data import prepare
+
+    return prepare.add_arguments, prepare.run
+
+
+def _inspect() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.data import inspect
+
+    return inspect.add_arguments, inspect.run
+
+
+def _demo_data() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.data import demo
+
+    return demo.add_arguments, demo.run
+
+
+def _report() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.observe import report
+
+    return report.add_arguments, report.run
+
+
+def _demo() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc import demo
+
+    return demo.add_arguments, demo.run
+
+
+COMMANDS = {
+    "demo": Command("make toy kitchens, train source_only and mmsada on two ranks, write the report", _demo),
+    "demo-data": Command("render the toy kitchens as real video (synthetic)", _demo_data),
+    "prepare": Command("video, or EPIC frames, to a store", _prepare),
+    "inspect": Command("what a store holds, as counts and a contact sheet; --verify checks every byte", _inspect),
+    "config": Command("print the resolved config", _config),
+    "train": Command("train and evaluate the run of a config", _train),
+    "submit": Command("queue a run on a cluster, or start it on several ranks here", _submit),
+    "report": Command("one HTML page about one or more runs", _report),
+}
+
+
+def make_parser(chosen: str | None) -> Parser:
+    """The parser; only the room of the `chosen` subcommand is imported."""
+    parser = Parser(prog="mmsada", description="Train MM-SADA and its baselines, from a laptop to a Slurm cluster.")
+    parser.add_argument("--version", action="version", version=f"mmsada-hpc {mmsada_hpc.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        if name == chosen:
+            arguments, run = command.room()
+            arguments(sub)
+            sub.set_defaults(run=run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; a user's mistake is one line on standard error and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = make_parser(chosen)
+    try:
+        args = parser.parse_args(words)
+        code: int = args.run(args)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

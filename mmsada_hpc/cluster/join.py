@@ -1,0 +1,179 @@
+"""Come together before the engine starts: agree on an address, start the process group, compare what must be equal.
+
+The engine finds a complete environment and a running process group, so DeepSpeed never goes looking for MPI itself.
+"""
+
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mmsada_hpc.cluster.world import LOOPBACK, World
+from mmsada_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_exported: list[str] = []
+
+
+def join(world: World, *, backend: str = "gloo", timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Start torch's process group, also for one process.
+
+    Args:
+        world: from `find_world`.
+        backend: gloo, or `cpu:gloo,cuda:nccl` where each rank has a GPU.
+        timeout: of this call and of every collective of the group. Long enough for the slowest rank's start.
+
+    Returns:
+        The world with its master address and port filled in.
+
+    Raises:
+        UserError: not all ranks came within `timeout`, or MPI sees another world.
+    """
+    import torch.distributed as dist
+
+    world = agree_on_master(world)
+    _export(world)
+    try:
+        dist.init_process_group(backend, timeout=timeout, init_method="env://")
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise UserError(_who_is_missing(world, timeout, error)) from error
+    return world
+
+
+def leave() -> None:
+    """Undo `join` at the end of a run that went well.
+
+    Not for the way out of a failure: MPI_Finalize waits for ranks that may never come, whereas mpiexec ends all of
+    them when one exits without it.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    while _exported:
+        os.environ.pop(_exported.pop(), None)
+    _finalize_mpi()
+
+
+def agree_on_master(world: World) -> World:
+    """Fill in what is missing of the master's address; under mpiexec rank 0 takes a free port and tells the others."""
+    if world.master_addr is not None and world.master_port is not None:
+        return world
+    if world.size == 1:
+        return replace(world, master_addr=world.master_addr or LOOPBACK, master_port=world.master_port or _free_port())
+    addr, port = _mpi(world).bcast(_own_address(world) if world.rank == 0 else None, root=0)
+    return replace(world, master_addr=addr, master_port=port)
+
+
+def agree(world: World, value: str, *, what: str) -> None:
+    """Compare one string over all ranks, before anything is computed with it.
+
+    Args:
+        value: for instance a hash of the config.
+        what: its name in the message.
+
+    Raises:
+        UserError: on every rank, with the same message, which names the ranks that differ.
+    """
+    if world.size == 1:
+        return
+    answers = _gather(world, (value, world.host))
+    values = [answer[0] for answer in answers]
+    if len(set(values)) > 1:
+        _finalize_mpi()  # safe here, since every rank takes this way out, and mpiexec then reports no crash
+        raise UserError(_who_differs(answers, what))
+
+
+def _gather(world: World, item: tuple[str, str]) -> list[tuple[str, str]]:
+    if world.launcher == "mpiexec":
+        return _mpi(world).allgather(item)
+    import torch.distributed as dist
+
+    assert dist.is_initialized(), "agree() comes after join()"
+    answers: list[tuple[str, str]] = [("", "")] * world.size
+    dist.all_gather_object(answers, item)
+    return answers
+
+
+def _who_differs(answers: Sequence[tuple[str, str]], what: str) -> str:
+    common, count = Counter(value for value, _ in answers).most_common(1)[0]
+    odd = [f"rank {rank} on {host} has {value}" for rank, (value, host) in enumerate(answers) if value != common]
+    more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+    return (
+        f"{what} is not the same on all ranks: {count} of {len(answers)} have {common}, but {', '.join(odd[:4])}{more}"
+    )
+
+
+def _who_is_missing(world: World, timeout: timedelta, error: Exception) -> str:
+    where = f"{world.master_addr}:{world.master_port}"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"rank {world.rank} of {world.size} on {world.host} ({world.launcher}) could not join the others at {where}"
+        f" within {timeout.total_seconds():.0f} s: is every rank running, can the hosts reach each other,"
+        f" is the port free (MASTER_PORT sets another)? ({first})"
+    )
+
+
+def _export(world: World) -> None:
+    """Everything an engine looks for, before it starts (where one is missing, DeepSpeed goes and asks MPI)."""
+    values = {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "MASTER_ADDR": str(world.master_addr),
+        "MASTER_PORT": str(world.master_port),
+    }
+    # A host name that resolves to an unreachable address is the usual way for gloo to fail on one machine.
+    if world.is_one_host and "lo" in (name for _, name in socket.if_nameindex()):
+        values["GLOO_SOCKET_IFNAME"] = "lo"
+    for name, value in values.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _exported.append(name)
+
+
+def _own_address(world: World) -> tuple[str, int]:
+    return (world.master_addr or (LOOPBACK if world.is_one_host else world.host), world.master_port or _free_port())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _mpi(world: World) -> "MPI.Intracomm":
+    """MPI's world, started on first use; for the host side only, as it is not fork safe and must not meet NCCL."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    comm = MPI.COMM_WORLD
+    if (comm.Get_rank(), comm.Get_size()) != (world.rank, world.size):
+        library = MPI.Get_library_version().splitlines()[0].strip()
+        raise UserError(
+            f"mpiexec says rank {world.rank} of {world.size}, mpi4py sees rank {comm.Get_rank()} of {comm.Get_size()}:"
+            f" mpiexec and mpi4py belong to different MPIs (mpi4py uses {library})"
+        )
+    return comm
+
+
+def _finalize_mpi() -> None:
+    """End MPI where `_mpi` started it; never imports it."""
+    if "mpi4py.MPI" not in sys.modules:
+        return
+    from mpi4py import MPI
+
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()

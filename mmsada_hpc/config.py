@@ -1,0 +1,331 @@
+"""YAML plus dotted overrides -> one frozen, typed config.
+
+Layers, later ones win: `configs/default.yaml` < `configs/recipes/<recipe>.yaml` < the run's YAML < `key=value` on the command line.
+Every mistake is one line that names the dotted key.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from mmsada_hpc.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(_Section):
+    dir: Path = Path("runs/default")
+    """Folder of the run: config, logs, checkpoints, results. A run that finds its own checkpoints there goes on from the newest whole one."""
+
+
+class DataConfig(_Section):
+    store: Path | None = None
+    """Folder made by `mmsada prepare`."""
+    source: tuple[str, ...] = ()
+    """Labelled domains."""
+    target: tuple[str, ...] = ()
+    """Unlabelled domains: their labels are read for scoring only."""
+    num_frames: int = Field(16, ge=2, multiple_of=2)
+    """Frames of a window in each stream (even: half before the centre, half from it on)."""
+    rgb_step: int = Field(2, ge=1)
+    """RGB frames from one frame of a window to the next (2 at EPIC's 60 fps); flow file = RGB frame // flow stride."""
+    crop: int = Field(224, ge=32)
+    """Side in pixels of what the network sees."""
+    crops: Literal["released", "tsn"] = "released"
+    """Training crop offsets: {0, centre} as in the released code, or TSN's full corner-and-centre set (the paper's text)."""
+    positives: Literal["seg", "sync"] = "seg"
+    """Corresponding RGB and flow windows: drawn apart from one segment (seg, the main model) or with one centre, crop and flip (sync)."""
+    motion: bool = True
+    """False is a control: every window repeats its centre frame and the flow is zero."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where DALI decodes; auto follows the training device."""
+    threads: int = Field(0, ge=0)
+    """DALI threads a rank and stream; 0 = the rank's share of the cores."""
+    prefetch: int = Field(2, ge=1, le=16)
+    """Micro-batches DALI decodes ahead."""
+    readers: int = Field(0, ge=0)
+    """Extra reader processes a stream; 0 reads in the training process (a window is one `pread`)."""
+
+
+class BatchNormConfig(_Section):
+    group_size: int = Field(16, ge=1)
+    """Clips of one domain that share batch statistics (16 as published)."""
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Decay of the running statistics per group (0.999 as published; runs from scratch need less)."""
+    test: Literal["mixture", "target"] = "mixture"
+    """Running statistics at test: both domains' mixture (released) or target only (the paper's text)."""
+
+
+class ModelConfig(_Section):
+    width: float = Field(1.0, gt=0, le=2)
+    """Multiplier on every channel count; 1 is I3D."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Probability of dropping a feature, before the classifier only."""
+    logits_per_class: Literal[1, 2] = 2
+    """The released classifier has 2 x classes outputs, of which the first half are trained; the paper's has one per class."""
+    batch_norm: BatchNormConfig = BatchNormConfig()  # type: ignore[call-arg]  # defaults come from Field
+
+
+class MethodConfig(_Section):
+    name: str = "mmsada"
+    """A method of `mmsada_hpc/methods`."""
+    lambda_c: float = Field(5.0, ge=0)
+    """Weight of the correspondence loss relative to the classification loss."""
+    lambda_d: float = Field(1.0, ge=0)
+    """Peak adversarial gradient into the features relative to the classification loss."""
+
+
+class StageConfig(_Section):
+    steps: int = Field(ge=0)
+    """Optimiser updates."""
+    lr: float = Field(gt=0)
+    """Learning rate, constant inside the stage."""
+    loss_scale: float = Field(1.0, gt=0)
+    """Factor on the classification and correspondence losses and on the peak reversal weight; the discriminators' own loss keeps weight 1 (released: 1, then 0.2)."""
+
+
+class TrainConfig(_Section):
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"
+    """deepspeed is the product, ddp the plain yardstick (and the only one for fp64)."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; 25 M parameters do not need more than 0."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16 = fp32 weights under bf16 autocast, which also sets the gradient communication dtype; fp64 is for tests."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU where torch sees one."""
+    memory_format: Literal["ndhwc", "contiguous"] = "ndhwc"
+    """Layout of the convolution weights (at ZeRO 1-3 DeepSpeed flattens them and they stay contiguous)."""
+    global_batch: int = Field(128, ge=4)
+    """Clips per update over all ranks; half source, half target where the method adapts."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Clips a rank takes at once; unset = global_batch / world size. What is left over becomes gradient accumulation."""
+    layout: Literal["auto", "mixed", "domain_pure"] = "auto"
+    """A micro-batch holds both domains (mixed) or one (domain_pure, the released layout); auto = mixed where two batch-norm groups fit."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum, no Nesterov."""
+    weight_decay: float = Field(1e-7, ge=0)
+    """L2 on every parameter, inside the momentum."""
+    stage1: StageConfig = StageConfig(steps=3001, lr=0.01)
+    """Supervised and self-supervised warm-up (no adversarial share)."""
+    stage2: StageConfig = StageConfig(steps=6001, lr=0.01, loss_scale=0.2)
+    """All losses; momentum and discriminators start anew."""
+
+
+class CheckpointConfig(_Section):
+    every: int = Field(500, ge=0)
+    """Updates between checkpoints; 0 = only at the end of the run."""
+    minutes: float = Field(15.0, ge=0)
+    """Also after this many minutes since the last one; 0 = never by time."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+
+
+class EvalConfig(_Section):
+    every: int = Field(50, ge=0)
+    """Updates between evaluations; 0 = only where `checkpoints` says and at the end."""
+    windows: int = Field(5, ge=1)
+    """Windows per segment, evenly spaced; their softmaxes are averaged."""
+    sets: tuple[str, ...] = ("source/test", "target/test")
+    """What is scored at the end: source|target / a split of the store, or all."""
+    during: tuple[str, ...] = ("source/test", "target/test")
+    """What is scored on the way."""
+    checkpoints: tuple[int, ...] = ()
+    """Stage-2 steps whose mean is the result (released: 5600, 5650 ... 6000); empty = the last step alone."""
+    batch: int = Field(16, ge=1)
+    """Windows a rank scores at once."""
+
+
+class ObserveConfig(_Section):
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
+    log_seconds: float = Field(15.0, gt=0)
+    """Seconds between progress lines when the screen is a file."""
+    features: bool = True
+    """Store both domains' features before and after training, for the report's embedding."""
+
+
+class Config(_Section):
+    recipe: Literal["released", "paper"] = "released"
+    """Whose settings fill in where the released code and the paper's text disagree (configs/recipes)."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """With the config, decides every sample, crop, pairing, dropout mask and initial weight."""
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    method: MethodConfig = MethodConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
+    eval: EvalConfig = EvalConfig()  # type: ignore[call-arg]
+    observe: ObserveConfig = ObserveConfig()  # type: ignore[call-arg]
+
+
+def config_folder() -> Path:
+    """`configs/`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read, layer, check.
+
+    Args:
+        path: YAML of the run, a file or a name inside `configs/`; None = the default alone.
+        overrides: `a.b=value`, the value in YAML.
+
+    Raises:
+        UserError: one line per mistake, each naming its dotted key.
+    """
+    run = _read_yaml(find_config(path)) if path is not None else {}
+    for override in overrides:
+        _set_dotted(run, override)
+    recipe = run.get("recipe", "released")
+    layers = _read_yaml(config_folder() / "default.yaml")
+    if recipe in get_args(Config.model_fields["recipe"].annotation):
+        layers = _merge(layers, _read_yaml(config_folder() / "recipes" / f"{recipe}.yaml"))
+    return build_config(_merge(layers, run))
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Check a plain mapping and freeze it."""
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e, values) for e in error.errors())) from None
+    _check_together(config)
+    return config
+
+
+def find_config(path: Path) -> Path:
+    """The file itself, or one of that name inside `configs/`."""
+    inside = config_folder() / path
+    for candidate in (path, inside, inside.with_suffix(".yaml")):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"--config {path}: no such file (nor {inside})")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits over everything that decides the result; the run folder, the progress settings and the world-dependent batch layout are left out."""
+    values = config.model_dump(mode="json", exclude={"run": True, "observe": True, "checkpoint": True})
+    for key in ("micro_batch", "layout", "device", "memory_format"):
+        values["train"].pop(key)
+    for key in ("store", "device", "threads", "prefetch", "readers"):
+        values["data"].pop(key)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_together(config: Config) -> None:
+    train, method = config.train, config.method
+    if train.precision == "fp64" and train.engine == "deepspeed":
+        raise UserError("train.precision=fp64 needs train.engine=ddp (DeepSpeed refuses fp64)")
+    if train.zero_stage and train.engine == "ddp":
+        raise UserError(f"train.zero_stage={train.zero_stage} needs train.engine=deepspeed (plain DDP has no ZeRO)")
+    if train.stage1.steps + train.stage2.steps == 0:
+        raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")
+    shared = set(config.data.source) & set(config.data.target)
+    if shared and method.name != "source_only":
+        raise UserError(f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in training")
+    bad = [s for s in config.eval.checkpoints if not 0 < s <= train.stage2.steps]
+    if bad:
+        raise UserError(f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{train.stage2.steps}, train.stage2.steps)")
+    for key, names in (("eval.sets", config.eval.sets), ("eval.during", config.eval.during)):
+        for name in names:
+            if name.partition("/")[0] not in ("source", "target") or not name.partition("/")[2]:
+                raise UserError(f"{key}: {name!r} is not source/SPLIT or target/SPLIT (for instance target/test)")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    return values
+
+
+def _set_dotted(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: an override is written key=value, for instance train.stage1.lr=0.01")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise UserError(f"{key}: {text!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[parent]
+    values[last] = value
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key a YAML may set, dotted."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from dotted_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def describe_keys(config: Config) -> str:
+    """Every key with its value and its doc line."""
+    return "\n".join(_describe(config, "")) + "\n"
+
+
+def _describe(section: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _describe(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} = {json.dumps(section.model_dump(mode='json')[name])}\n    {field.description}"
+
+
+def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_did_you_mean(key)}"
+    given = error.get("input")
+    expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{key}: got {given!r}: {expected}"
+
+
+def _did_you_mean(key: str) -> str:
+    known = list(dotted_keys())
+    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {' or '.join(near[:3])}?"
+    section = key.rpartition(".")[0]
+    inside = [k for k in known if k.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})
+    return f"; valid here: {', '.join(inside)}"
+

@@ -1,0 +1,109 @@
+"""Batch norm by law 2: statistics over groups of clips of one domain, running statistics per domain.
+
+A forward in training normalises each group by its own mean and biased variance and adds both to a per-domain sum. Once per update, after those sums were added up over all
+ranks, `BatchNormState.update` moves the running statistics. So ranks never differ, and accumulation or recompute never counts twice.
+Sonnet's `BatchNorm` as MM-SADA uses it: offset, no scale, eps 1e-3 (spec 1.1, 1.6).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-3
+SOURCE, TARGET = 0, 1
+
+
+class GroupContext:
+    """What the batch-norm layers of one model must know of the micro-batch at hand; one object, shared by all of them."""
+
+    def __init__(self, *, group_size: int, test: Literal["mixture", "target"]) -> None:
+        self.group_size = group_size
+        self.test = test
+        self.domains: tuple[int, ...] = ()
+        self.recording = False
+
+    @contextmanager
+    def recorded(self, domains: Sequence[int]) -> Iterator[None]:
+        """Record the statistics of a training forward; `domains` holds one domain per group. Recompute in the backward happens outside and is not recorded."""
+        self.domains, self.recording = tuple(domains), True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+
+class GroupBatchNorm(nn.Module):
+    """Normalises `(N, C, T, H, W)`, N whole groups in training; keeps the memory format."""
+
+    running_mean_DC: Tensor
+    running_var_DC: Tensor
+    sum_DSC: Tensor
+    groups_D: Tensor
+
+    def __init__(self, channels: int, context: GroupContext) -> None:
+        super().__init__()
+        self.context = context
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean_DC", torch.zeros(2, channels))
+        self.register_buffer("running_var_DC", torch.ones(2, channels))
+        self.register_buffer("groups_D", torch.tensor([1.0, 0.0]))
+        self.register_buffer("sum_DSC", torch.zeros(2, 2, channels), persistent=False)
+
+    def forward(self, x_NCTHW: Tensor) -> Tensor:
+        if not self.training:
+            mean, var = self.test_statistics()
+            return nn.functional.batch_norm(x_NCTHW, mean, var, None, self.bias, training=False, eps=EPS)
+        size = self.context.group_size
+        assert x_NCTHW.shape[0] % size == 0, f"{x_NCTHW.shape[0]} clips are not whole groups of {size}"
+        groups = [self._normalise(index, x) for index, x in enumerate(x_NCTHW.split(size))]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _normalise(self, index: int, x_NCTHW: Tensor) -> Tensor:
+        ones = torch.ones_like(self.bias)
+        y, mean, inverse_std = torch.native_batch_norm(x_NCTHW, ones, self.bias, None, None, True, 0.0, EPS)
+        if self.context.recording:
+            with torch.no_grad():
+                self.sum_DSC[self.context.domains[index]] += torch.stack([mean, inverse_std.pow(-2) - EPS])
+        return y
+
+    def test_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance, `(C,)` each: both domains weighted by their groups per update (as released), or the target's."""
+        if self.context.test == "target":
+            return self.running_mean_DC[TARGET], self.running_var_DC[TARGET]
+        share_D = self.groups_D / self.groups_D.sum()
+        return share_D @ self.running_mean_DC, share_D @ self.running_var_DC
+
+
+class BatchNormState:
+    """All batch-norm layers of a model as one flat vector to add up over ranks."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        self._layers = [m for m in model.modules() if isinstance(m, GroupBatchNorm)]
+        self._decay = decay
+
+    def take_sums(self) -> Tensor:
+        """This rank's sums since the last call, flat (about 58 k values for two I3Ds); the layers start anew."""
+        flat = torch.cat([layer.sum_DSC.flatten() for layer in self._layers])
+        for layer in self._layers:
+            layer.sum_DSC.zero_()
+        return flat
+
+    @torch.no_grad()
+    def update(self, total: Tensor, groups: tuple[int, int]) -> None:
+        """Move both domains' running statistics by 1 - decay^G towards the average over all groups of the update.
+
+        Args:
+            total: `take_sums` added up over ranks.
+            groups: source and target groups of the update, G = their sum.
+        """
+        rate = 1 - self._decay ** sum(groups)
+        for layer, part in zip(self._layers, total.split([layer.sum_DSC.numel() for layer in self._layers]), strict=True):
+            sums_DSC = part.view_as(layer.sum_DSC)
+            layer.groups_D.copy_(torch.tensor(groups))
+            for domain, count in enumerate(groups):
+                if count:
+                    layer.running_mean_DC[domain].lerp_(sums_DSC[domain, 0] / count, rate)
+                    layer.running_var_DC[domain].lerp_(sums_DSC[domain, 1] / count, rate)

@@ -1,0 +1,220 @@
+"""Two engines behind one small interface: DeepSpeed (the product) and plain DDP (the yardstick, and fp64 for tests)."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mmsada_hpc.config import TrainConfig
+from mmsada_hpc.data.batch import Batch
+from mmsada_hpc.data.layout import BatchLayout
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.methods.base import Losses, LossScales
+from mmsada_hpc.model.two_stream import use_ndhwc_weights
+from mmsada_hpc.train.module import TrainModule
+
+Momentum = Mapping[str, Tensor]
+
+
+class Engine(ABC):
+    """Forward, backward and update of one stage.
+
+    A rank's loss is its weighted sum x world size x accumulation, because every engine averages over ranks and micro-batches (law 3).
+    """
+
+    def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout) -> None:
+        self.module, self.train, self.layout = module, train, layout
+
+    @abstractmethod
+    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+        """Add one micro-batch's gradients; after the `last` of an update they are averaged over ranks."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`(logits, features)` in test mode, no gradients."""
+
+    @abstractmethod
+    def update(self) -> None:
+        """One optimiser update; gradients are then zero."""
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers, whole, on every rank (call it on every rank)."""
+
+    @abstractmethod
+    def momentum(self) -> dict[str, Tensor]:
+        """Momentum by parameter name, whole, on every rank (call it on every rank)."""
+
+    @abstractmethod
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the averaged gradients before the update; None where the engine has them in pieces."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine hung on the module."""
+
+
+def make_engine(module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None = None) -> Engine:
+    """Wrap a module whose weights are loaded; `momentum` is what a checkpoint held, None starts anew."""
+    kind = DeepSpeedEngine if train.engine == "deepspeed" else DdpEngine
+    return kind(module, train, layout, lr=lr, momentum=momentum)
+
+
+def _named(module: TrainModule) -> list[tuple[str, torch.nn.Parameter]]:
+    return list(module.named_parameters())
+
+
+def _check_names(module: TrainModule, momentum: Momentum) -> None:
+    missing = {name for name, _ in _named(module)} ^ set(momentum)
+    if missing:
+        raise UserError(f"the checkpoint's momentum does not fit the model: {sorted(missing)[0]}; it was written by another method or model.width")
+
+
+class DdpEngine(Engine):
+    """`DistributedDataParallel` with gradient accumulation by `no_sync`."""
+
+    def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None) -> None:
+        super().__init__(module, train, layout)
+        if train.precision == "fp64":
+            module.double()
+        if train.memory_format == "ndhwc":
+            use_ndhwc_weights(module)
+        device = next(module.parameters()).device
+        self._ddp = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=False)
+        self._optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=train.momentum, weight_decay=train.weight_decay)
+        if momentum is not None:
+            _check_names(module, momentum)
+            for name, parameter in _named(module):
+                self._optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
+
+    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+        self._ddp.train()
+        with contextlib.nullcontext() if last else self._ddp.no_sync():
+            with self._autocast():
+                losses: Losses = self._ddp(batch, scales)
+            # DDP averages over ranks but adds up micro-batches.
+            (losses.total * self.layout.world_size).backward()
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self.module.eval()
+        with self._autocast():
+            return self.module(batch)  # type: ignore[no-any-return]
+
+    def update(self) -> None:
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def model_state(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    def momentum(self) -> dict[str, Tensor]:
+        return {name: self._optimizer.state[p]["momentum_buffer"] for name, p in _named(self.module) if p in self._optimizer.state}
+
+    def gradient_norm(self) -> Tensor | None:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def close(self) -> None:
+        del self._ddp
+
+    def _autocast(self) -> Any:
+        device = next(self.module.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.train.precision == "bf16")
+
+
+class DeepSpeedEngine(Engine):
+    """`deepspeed.initialize` with a plain SGD, ZeRO stage and `torch_autocast` from the config."""
+
+    def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None) -> None:
+        super().__init__(module, train, layout)
+        import deepspeed  # takes seconds, and prints
+
+        # ZeRO makes its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves weights and momentum untouched.
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = lr, train.weight_decay
+        if train.memory_format == "ndhwc" and train.zero_stage == 0:
+            use_ndhwc_weights(module)
+        if momentum is not None:
+            _check_names(module, momentum)
+            self._load_momentum(momentum)
+
+    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+        self._engine.train()
+        losses: Losses = self._engine(batch, scales)
+        # DeepSpeed averages over ranks and divides by the accumulation.
+        self._engine.backward(losses.total * (self.layout.world_size * self.layout.accumulation))
+        if not last:
+            self._engine.step()
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self._engine.eval()
+        return self._engine(batch)  # type: ignore[no-any-return]
+
+    def update(self) -> None:
+        self._engine.step()
+
+    def model_state(self) -> dict[str, Tensor]:
+        with self._gathered():
+            return {name: value.clone() if self.train.zero_stage == 3 else value for name, value in self.module.state_dict().items()}
+
+    def momentum(self) -> dict[str, Tensor]:
+        if self.train.zero_stage == 0:
+            state = self._optimizer.state
+            return {name: state[p]["momentum_buffer"] for name, p in _named(self.module) if "momentum_buffer" in state.get(p, {})}
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {name: safe_get_full_optimizer_state(p, "momentum_buffer").clone() for name, p in _named(self.module)}
+
+    def gradient_norm(self) -> Tensor | None:
+        if self.train.zero_stage:
+            return None
+        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _load_momentum(self, momentum: Momentum) -> None:
+        if self.train.zero_stage == 0:
+            for name, p in _named(self.module):
+                self._optimizer.state[p]["momentum_buffer"] = momentum[name].to(p)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, p in _named(self.module):
+            safe_set_full_optimizer_state(p, momentum[name].to(p.device), "momentum_buffer")
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        if self.train.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            yield
+
+
+def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
+    """DeepSpeed's own settings; batch sizes in its words."""
+    bf16 = train.precision == "bf16"
+    return {
+        "train_batch_size": layout.global_batch,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": train.zero_stage > 0},
+        "zero_allow_untested_optimizer": True,  # SGD is not in DeepSpeed's list (D16)
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "communication_data_type": "bfp16" if bf16 else "fp32",
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }

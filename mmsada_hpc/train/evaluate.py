@@ -1,0 +1,112 @@
+"""Scoring: five centre-cropped windows a segment, mean of their softmaxes, argmax over all outputs (spec 1.2, 4.4, 4.6)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows
+from mmsada_hpc.train.engine import Engine
+from mmsada_hpc.train.setup import Setup
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Test-mode outputs of one set, in the store's order of segments, the same on every rank."""
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    probabilities: Mapping[str, Floats]
+    """`fused` and each stream: `(segments, K)`, mean softmax over the windows."""
+    features: Mapping[str, Floats]
+    """Per stream `(segments, D)`, mean over the windows."""
+    seconds: float
+
+    def predictions(self, stream: str = "fused") -> NDArray[np.int64]:
+        return self.probabilities[stream].argmax(axis=1).astype(np.int64)
+
+    def summary(self, num_classes: int) -> dict[str, object]:
+        """Percentages and the confusion matrix, as in result.json."""
+        confusion = confusion_matrix(self.labels, self.predictions(), num_classes)
+        recall = per_class_recall(confusion)
+        present = [r for r in recall if r is not None]
+        streams = {f"top1_{s}": _percent(self.predictions(s) == self.labels) for s in self.probabilities if s != "fused"}
+        return {
+            "top1": _percent(self.predictions() == self.labels),
+            **streams,
+            "mean_recall": round(float(np.mean(present)), 4),
+            "segments": len(self.labels),
+            "confusion": confusion.tolist(),
+            "per_class_recall": recall,
+        }
+
+
+def score_set(setup: Setup, engine: Engine, name: str) -> SetScores:
+    """Score a set such as `target/test`. Every rank takes every world-size-th segment; call it on every rank."""
+    begin = time.perf_counter()
+    side, _, split = name.partition("/")
+    rows = setup.rows(getattr(setup.config.data, side), split, key=f"data.{side}")
+    mine = rows[setup.world.rank :: setup.world.size]
+    outputs = _score_rows(setup, engine, mine, most=-(-len(rows) // setup.world.size), domain=int(side == "target"))
+    gathered: list[dict[str, Floats]] = [{}] * setup.world.size
+    dist.all_gather_object(gathered, outputs)
+    order = np.argsort(np.concatenate([rows[rank :: setup.world.size] for rank in range(setup.world.size)]), kind="stable")
+    joined = {key: np.concatenate([part[key] for part in gathered])[order] for key in outputs}
+    split_by = {prefix: {key.split("/")[1]: value for key, value in joined.items() if key.startswith(prefix)} for prefix in ("probability/", "feature/")}
+    ordered = np.sort(rows)
+    return SetScores(ordered, setup.store.segments.label[ordered], split_by["probability/"], split_by["feature/"], time.perf_counter() - begin)
+
+
+def _score_rows(setup: Setup, engine: Engine, mine: NDArray[np.int64], *, most: int, domain: int) -> dict[str, Floats]:
+    """Mean outputs per segment of this rank. Ranks with fewer segments than `most` repeat some, because ZeRO 3 wants equal numbers of forwards."""
+    windows, batch, segments = setup.config.eval.windows, setup.config.eval.batch, setup.store.segments
+    padded = np.resize(mine, most) if len(mine) else np.zeros(most, np.int64)
+    plan = plan_test_windows(
+        rows=padded,
+        start=segments.start[padded],
+        stop=segments.stop[padded],
+        label=segments.label[padded],
+        domain=domain,
+        rule=setup.rule,
+        windows=windows,
+        frame_size=setup.frame_size,
+    )
+    schedule = TestSchedule(plan, batch)
+    loader = setup.test_loader(schedule)
+    parts: dict[str, list[Floats]] = {}
+    for _ in range(len(schedule)):
+        logits, features = engine.evaluate(loader.next())
+        for stream, value in logits.items():
+            parts.setdefault(f"probability/{stream}", []).append(torch.softmax(value.double(), dim=1).cpu().numpy())
+        for stream, value in features.items():
+            parts.setdefault(f"feature/{stream}", []).append(value.double().cpu().numpy())
+    return {key: np.concatenate(value).reshape(most, windows, -1).mean(axis=1)[: len(mine)] for key, value in parts.items()}
+
+
+def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """`(classes, classes + 1)`: rows true, columns predicted; the last column counts the spare outputs of the released classifier."""
+    matrix = np.zeros((num_classes, num_classes + 1), np.int64)
+    np.add.at(matrix, (labels, np.minimum(predictions, num_classes)), 1)
+    return matrix
+
+
+def per_class_recall(confusion: NDArray[np.int64]) -> list[float | None]:
+    """Percent of each class found; None where the set has no such segment."""
+    total = confusion.sum(axis=1)
+    return [round(100 * float(confusion[c, c]) / int(n), 4) if n else None for c, n in enumerate(total)]
+
+
+def mean_over(summaries: Sequence[Mapping[str, object]], key: str) -> tuple[float, float]:
+    """Mean and standard deviation (population) of a figure over evaluated checkpoints."""
+    values = [float(s[key]) for s in summaries]  # type: ignore[arg-type]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _percent(hits: NDArray[np.bool_]) -> float:
+    return round(100 * float(np.mean(hits)), 4)

@@ -1,0 +1,192 @@
+"""The training loop, from top to bottom: two stages of updates, with evaluation, checkpoints and a common stop at the step boundary."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmsada_hpc.data.loader import Loader
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.methods.base import LossScales, stage_of
+from mmsada_hpc.model.batch_norm import BatchNormState
+from mmsada_hpc.observe.metrics import MetricsLog
+from mmsada_hpc.observe.progress import Progress
+from mmsada_hpc.observe.screen import Screen
+from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
+from mmsada_hpc.train.engine import Engine, make_engine
+from mmsada_hpc.train.evaluate import SetScores, score_set
+from mmsada_hpc.train.module import part_seed
+from mmsada_hpc.train.setup import Setup
+from mmsada_hpc.train.stop import StopFlag, Stopped
+
+
+@dataclass
+class Trained:
+    """What training leaves behind."""
+
+    engine: Engine
+    clips_per_s: float
+    """Over all updates of this start, evaluation and checkpoints apart; 0 when there was none."""
+    checkpoint_summaries: list[dict[str, dict[str, object]]]
+    """One `{set: summary}` per step of `eval.checkpoints`."""
+
+
+class TrainLoop:
+    """Trains one run; built once per start."""
+
+    def __init__(self, setup: Setup, *, screen: Screen, metrics: MetricsLog, checkpoints: Checkpoints, stop: StopFlag) -> None:
+        self.setup, self.config = setup, setup.config
+        self.screen, self.metrics, self.checkpoints, self.stop = screen, metrics, checkpoints, stop
+        self.is_main = setup.world.rank == 0
+        self.saved_at = time.monotonic()
+        self.timed_clips, self.timed_s = 0, 0.0
+        self.checkpoint_summaries: list[dict[str, dict[str, object]]] = []
+
+    def run(self, state: TrainState) -> Trained:
+        """From `state` to the end of stage 2."""
+        engine: Engine | None = None
+        for stage in range(state.position.stage, 3):
+            steps = stage_of(self.config.train, stage).steps
+            if engine is not None:
+                state = TrainState(Position(stage, 0), engine.model_state(), {})
+                engine.close()
+            engine = self.start_stage(stage, state)
+            if state.position.step < steps:
+                self._run_stage(engine, stage, start=state.position.step, steps=steps)
+            state = TrainState(Position(stage, steps), {}, {})
+        assert engine is not None
+        return Trained(engine, self.timed_clips / self.timed_s if self.timed_s else 0.0, self.checkpoint_summaries)
+
+    def start_stage(self, stage: int, state: TrainState) -> Engine:
+        module = self.setup.new_module()
+        dtype = torch.float64 if self.config.train.precision == "fp64" else torch.float32
+        module.to(dtype)
+        if state.model:
+            module.load_state_dict(state.model)
+        if stage == 2 and state.position.step == 0:
+            module.method.start_stage2(part_seed(self.config.seed, "stage 2 heads"))
+        # An optimiser that is not there yet starts at zero momentum: that is the reset between the stages.
+        return make_engine(module, self.config.train, self.setup.layout, lr=stage_of(self.config.train, stage).lr, momentum=state.momentum or None)
+
+    def _run_stage(self, engine: Engine, stage: int, *, start: int, steps: int) -> None:
+        loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_size)
+        norms = BatchNormState(engine.module, decay=self.config.model.batch_norm.decay)
+        label = f"stage {stage}/2"
+        with Progress(self.screen, steps, label, start=start, log_seconds=self.config.observe.log_seconds) as progress:
+            for step in range(start, steps):
+                row = self._update(engine, loader, norms, stage, step)
+                done = Position(stage, step + 1)
+                if self.is_main:
+                    self.metrics.write(row)
+                progress.update(step + 1, row)
+                if self._evaluates_after(done, steps):
+                    self._evaluate(engine, done, progress)
+                if row["stop"] or self._saves_after(done, steps, due=bool(row["save"])):
+                    self._save(engine, done)
+                if row["stop"]:
+                    number = self.stop.received or int(row["stop"])
+                    raise Stopped(f"stopped by signal {number} after step {step + 1} of stage {stage}; saved: start the same command to go on", number)
+
+    def _update(self, engine: Engine, loader: Loader, norms: BatchNormState, stage: int, step: int) -> dict[str, Any]:
+        """One update of all ranks; returns its row of metrics.jsonl."""
+        begin, loader.wait_s = time.perf_counter(), 0.0
+        scales = engine.module.method.scales(stage, step, self.config.train)
+        figures = [
+            engine.forward_backward(loader.next(), scales, last=micro == self.setup.layout.accumulation - 1).figures for micro in range(self.setup.layout.accumulation)
+        ]
+        names = engine.module.method.figures
+        local = torch.stack([torch.stack([part[name].detach() for part in figures]).sum() for name in names])
+        values, flags = self._agree(engine, norms, local)
+        norm = engine.gradient_norm()
+        shared = dict(zip(names, values.tolist(), strict=True))
+        self._check_finite(shared, norm, stage, step)
+        engine.update()
+        seconds = time.perf_counter() - begin
+        self.timed_clips += self.config.train.global_batch
+        self.timed_s += seconds
+        return {
+            **self._position_row("train", Position(stage, step + 1)),
+            **self._loss_row(shared, scales),
+            "lr": stage_of(self.config.train, stage).lr,
+            "grl": scales.reversal,
+            "grad_norm": None if norm is None else float(norm),
+            "clips_per_s": self.config.train.global_batch / seconds,
+            "step_s": seconds,
+            "data_wait_s": loader.wait_s,
+            "stop": flags[0],
+            "save": flags[1],
+        }
+
+    def _agree(self, engine: Engine, norms: BatchNormState, local: Tensor) -> tuple[Tensor, list[float]]:
+        """The one small all-reduce of a step: batch-norm sums, logged figures, stop flag and save flag. Moves the running statistics."""
+        sums = norms.take_sums()
+        period = 60 * self.config.checkpoint.minutes
+        due = self.is_main and period > 0 and time.monotonic() - self.saved_at > period
+        flags = torch.tensor([float(self.stop.received or 0), float(due)], dtype=sums.dtype, device=sums.device)
+        packed = torch.cat([sums, local.to(sums), flags])
+        dist.all_reduce(packed)
+        sums, values, flags = packed.split([len(sums), len(local), len(flags)])
+        if bool(torch.isfinite(sums).all()):  # else the guard below ends the run, with these statistics as they were
+            norms.update(sums, self.setup.layout.groups)
+        else:
+            values = torch.full_like(values, torch.nan)
+        return values, flags.tolist()
+
+    def _check_finite(self, figures: Mapping[str, float], norm: Tensor | None, stage: int, step: int) -> None:
+        bad = [name for name, value in figures.items() if not abs(value) < float("inf")]
+        if norm is not None and not bool(torch.isfinite(norm)):
+            bad.append("grad_norm")
+        if bad:
+            kept = self.checkpoints.saved()
+            last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            raise UserError(f"{', '.join(bad)} not finite at step {step + 1} of stage {stage}; no update was made, {last}; lower train.stage{stage}.lr, or look at the clips of that step")
+
+    def _loss_row(self, figures: Mapping[str, float], scales: LossScales) -> dict[str, float]:
+        adversarial = sum(value for name, value in figures.items() if name.startswith("loss_domain"))
+        total = scales.ce * figures["loss_ce"] + scales.corr * figures.get("loss_corr", 0.0) + scales.domain * adversarial
+        return {"loss": total} | {name: value if name.startswith("loss") else 100 * value for name, value in figures.items()}
+
+    def _position_row(self, kind: str, done: Position) -> dict[str, Any]:
+        before = self.config.train.stage1.steps if done.stage == 2 else 0
+        return {"kind": kind, "stage": done.stage, "step": done.step, "global_step": before + done.step}
+
+    def _evaluates_after(self, done: Position, steps: int) -> bool:
+        every = self.config.eval.every
+        if done.stage == 2 and done.step in self.config.eval.checkpoints:
+            return True
+        is_end = done.stage == 2 and done.step == steps  # scored once more by the caller, on every set
+        return bool(every) and done.step % every == 0 and not is_end
+
+    def _evaluate(self, engine: Engine, done: Position, progress: Progress) -> None:
+        named = done.stage == 2 and done.step in self.config.eval.checkpoints
+        sets = self.config.eval.sets if named else self.config.eval.during
+        found = {name: self.score(engine, name, done) for name in sets}
+        if named:
+            self.checkpoint_summaries.append(found)
+        parts = [f"{name} {summary['top1']:.1f} %" for name, summary in found.items()]
+        progress.message(f"stage {done.stage} step {done.step}: top-1 {', '.join(parts)}")
+
+    def score(self, engine: Engine, name: str, done: Position) -> dict[str, object]:
+        """Evaluate one set and log it."""
+        scores: SetScores = score_set(self.setup, engine, name)
+        summary = scores.summary(len(self.setup.store.manifest.classes))
+        if self.is_main:
+            logged = {key: summary[key] for key in summary if key.startswith(("top1", "mean_recall", "segments"))}
+            self.metrics.write({**self._position_row("eval", done), "set": name, **logged, "seconds": scores.seconds})
+        return summary
+
+    def _saves_after(self, done: Position, steps: int, *, due: bool) -> bool:
+        every = self.config.checkpoint.every
+        is_end = done.stage == 2 and done.step == steps
+        return due or is_end or (bool(every) and done.step % every == 0)
+
+    def _save(self, engine: Engine, done: Position) -> None:
+        state = TrainState(done, engine.model_state(), engine.momentum())
+        if self.is_main:
+            self.checkpoints.save(state)
+        dist.barrier()
+        self.saved_at = time.monotonic()

@@ -1,0 +1,46 @@
+"""The network and the heads of the method as the one module that an engine wraps."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from mmsada_hpc.config import Config
+from mmsada_hpc.data.batch import Batch
+from mmsada_hpc.methods import find_method
+from mmsada_hpc.methods.base import Losses, LossScales
+from mmsada_hpc.model.two_stream import STREAM_CHANNELS, TwoStream
+
+
+class TrainModule(nn.Module):
+    """Losses in training, logits and features at test."""
+
+    def __init__(self, config: Config, *, num_classes: int) -> None:
+        super().__init__()
+        settings = config.model
+        self.network = TwoStream(width=settings.width, group_size=settings.batch_norm.group_size, test_statistics=settings.batch_norm.test)
+        self.method = find_method(config.method.name)(
+            streams=tuple(STREAM_CHANNELS), feature_size=self.network.feature_size, num_classes=num_classes, model=settings, method=config.method
+        )
+
+    def forward(self, batch: Batch, scales: LossScales | None = None) -> Losses | tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """With `scales` the losses of a training step; without, `(logits, features)` of the test mode."""
+        dtype = next(self.parameters()).dtype
+        clips = {stream: x.to(dtype) for stream, x in batch.clips_NTHWC.items()}  # a copy for fp64 alone
+        if scales is None:
+            features = self.network(clips)
+            return self.method.logits(features), features
+        features = self.network(clips, batch.group_domains)
+        return self.method.losses(features, batch, scales)
+
+
+def new_module(config: Config, *, num_classes: int) -> TrainModule:
+    """Initial weights from the seed alone, equal on every rank and machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(part_seed(config.seed, "weights"))
+        return TrainModule(config, num_classes=num_classes)
+
+
+def part_seed(seed: int, part: str) -> int:
+    """A seed for one use of the run's seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{part}".encode()).digest()[:7], "big")

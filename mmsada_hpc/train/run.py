@@ -1,0 +1,164 @@
+"""One start of one run on one rank: come together, train, score, write the result."""
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+from mmsada_hpc.cluster.host import affinity_warning, keep_freed_memory, set_threads
+from mmsada_hpc.cluster.join import agree, join, leave
+from mmsada_hpc.cluster.world import World, find_world
+from mmsada_hpc.config import Config, config_hash, dump_config
+from mmsada_hpc.data.manifest import MANIFEST
+from mmsada_hpc.data.store import Store, sha256_file
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain
+from mmsada_hpc.observe.record import write_json, write_record
+from mmsada_hpc.observe.screen import Screen, quiet_screen
+from mmsada_hpc.observe.summary import result_table
+from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
+from mmsada_hpc.train.evaluate import mean_over, score_set
+from mmsada_hpc.train.loop import Trained, TrainLoop
+from mmsada_hpc.train.setup import Setup
+from mmsada_hpc.train.stop import StopFlag
+
+RESULT = "result.json"
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train, or go on with, the run in `config.run.dir`; returns what result.json holds.
+
+    Raises:
+        UserError: a wrong setting or input.
+        Stopped: told to stop; saved.
+    """
+    begin = time.monotonic()
+    world = find_world()
+    store = _open_store(config)
+    setup = Setup(config, store, world)
+    setup.check()
+    keep_freed_memory()
+    threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
+    with quiet_screen(config.run.dir, world.rank) as screen, StopFlag().listening() as stop:
+        backend = "cpu:gloo,cuda:nccl" if setup.device.type == "cuda" else "gloo"
+        if setup.device.type == "cuda":
+            torch.cuda.set_device(setup.device)
+        setup = Setup(config, store, join(world, backend=backend, timeout=timedelta(minutes=30)))
+        agree(setup.world, config_hash(config), what="the config")
+        agree(setup.world, sha256_file(store.path / MANIFEST), what="the store (store.json)")
+        _announce(screen, setup, threads)
+        result = _train(setup, screen, stop, begin)
+        leave()
+        return result
+
+
+def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[str, Any]:
+    config, is_main = setup.config, setup.world.rank == 0
+    checkpoints = Checkpoints(config.run.dir, keep=config.checkpoint.keep, config_hash=config_hash(config), warn=screen.print)
+    finished = _finished_result(config)
+    state = checkpoints.load_newest() or TrainState(Position(), {}, {})
+    if finished is not None and state.position == Position(2, config.train.stage2.steps):
+        screen.print(f"{config.run.dir} is finished already; `mmsada report {config.run.dir}` shows it")
+        return finished
+    before = config.train.stage1.steps if state.position.stage == 2 else 0
+    if state.model:
+        screen.print(f"going on from step {state.position.step} of stage {state.position.stage}")
+    if is_main:
+        _write_text(config.run.dir / "config.yaml", dump_config(config))
+        write_record(config.run.dir, extra={"device": str(setup.device), "world_size": setup.world.size, "batch": setup.layout.describe()})
+    with MetricsLog(config.run.dir, tensorboard=config.observe.tensorboard, enabled=is_main) as metrics:
+        metrics.truncate_after(before + state.position.step if state.model else -1)
+        loop = TrainLoop(setup, screen=screen, metrics=metrics, checkpoints=checkpoints, stop=stop)
+        if config.observe.features and not state.model:
+            _store_features(setup, loop, state, "before")
+        trained = loop.run(state)
+        done = Position(2, config.train.stage2.steps)
+        evaluations = {name: loop.score(trained.engine, name, done) for name in config.eval.sets}
+        if config.observe.features:
+            _store_features(setup, loop, None, "after", trained)
+        result = _result(setup, trained, evaluations, seconds=time.monotonic() - begin)
+        trained.engine.close()
+    if is_main:
+        write_json(config.run.dir / RESULT, plain(result))
+    screen.print("\n" + result_table(result))
+    return result
+
+
+def _open_store(config: Config) -> Store:
+    if config.data.store is None:
+        raise UserError("data.store is not set: give the folder that `mmsada prepare` made (data.store=FOLDER)")
+    return Store.open(config.data.store)
+
+
+def _finished_result(config: Config) -> dict[str, Any] | None:
+    path: Path = config.run.dir / RESULT
+    return json.loads(path.read_text()) if path.is_file() and (config.run.dir / METRICS_FILE).is_file() else None
+
+
+def _announce(screen: Screen, setup: Setup, threads: int) -> None:
+    world, config = setup.world, setup.config
+    screen.print(f"{config.method.name} ({config.recipe} recipe), {'+'.join(config.data.source)} -> {'+'.join(config.data.target) or '-'}, seed {config.seed}, {config.run.dir}")
+    screen.print(
+        f"{world.size} rank(s) by {world.launcher}, {setup.device.type}, {threads} thread(s) a rank, {config.train.engine}"
+        f"{f' ZeRO {config.train.zero_stage}' if config.train.engine == 'deepspeed' else ''}, {config.train.precision} (gradients travel in {'bf16' if config.train.precision == 'bf16' and config.train.engine == 'deepspeed' else config.train.precision.replace('bf16', 'fp32')})"
+    )
+    screen.print(setup.layout.describe())
+    for warning in [*setup.warnings(), *filter(None, [affinity_warning(world.cpus_per_task)])]:
+        screen.print(f"warning: {warning}")
+
+
+def _store_features(setup: Setup, loop: TrainLoop, state: TrainState | None, name: str, trained: Trained | None = None) -> None:
+    """Both domains' test features for the report's embedding."""
+    if not setup.config.data.target:
+        return
+    engine = trained.engine if trained else loop.start_stage(1, state or TrainState(Position(), {}, {}))
+    parts = [score_set(setup, engine, f"{side}/test") for side in ("source", "target")]
+    if trained is None:
+        engine.close()
+    if setup.world.rank == 0:
+        folder = setup.config.run.dir / "features"
+        folder.mkdir(exist_ok=True)
+        streams = {stream: np.concatenate([p.features[stream] for p in parts]).astype(np.float32) for stream in parts[0].features}
+        domain = np.concatenate([np.full(len(p.rows), d) for d, p in enumerate(parts)])
+        np.savez_compressed(folder / f"{name}.npz", domain=domain, label=np.concatenate([p.labels for p in parts]), **streams)
+
+
+def _result(setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any]], *, seconds: float) -> dict[str, Any]:
+    config, world = setup.config, setup.world
+    result: dict[str, Any] = {
+        "method": config.method.name,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "source": list(config.data.source),
+        "target": list(config.data.target),
+        "classes": list(setup.store.manifest.classes),
+        "chance": round(100 / len(setup.store.manifest.classes), 4),
+        "steps": config.train.stage1.steps + config.train.stage2.steps,
+        "seconds": round(seconds, 1),
+        "clips_per_s": round(trained.clips_per_s, 2),
+        "world_size": world.size,
+        "evaluations": evaluations,
+    }
+    for side in ("target", "source"):
+        named = evaluations.get(f"{side}/test")
+        if named is None:
+            continue
+        result[f"{side}_top1"], result[f"{side}_segments"] = named["top1"], named["segments"]
+        at = [summary[f"{side}/test"] for summary in trained.checkpoint_summaries if f"{side}/test" in summary]
+        if at:
+            result[f"{side}_top1"], result[f"{side}_top1_std"] = mean_over(at, "top1")
+            result["checkpoints"] = list(config.eval.checkpoints)
+    return result
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+

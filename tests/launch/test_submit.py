@@ -1,0 +1,134 @@
+"""`mmsada submit`: the dry run, the script that sbatch gets, and the errors of a host without Slurm."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmsada_hpc.submit import main
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden" / "two_nodes.sbatch"
+TWO_NODES = """
+executor: slurm
+nodes: 2
+tasks_per_node: 4
+gpus_per_node: 4
+cpus_per_task: 12
+mem_gb: 500
+minutes: 600
+partition: gpu
+account: kitchens
+interface: ib0
+setup: [module load cuda/13.0]
+srun_args: [--container-image=/images/mmsada.sqsh]
+sbatch: {mail-type: FAIL}
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    run, cluster = tmp_path / "run.yaml", tmp_path / "cluster.yaml"
+    run.write_text(f"run: {{dir: {tmp_path}/runs/d1_d2}}\ntrain: {{global_batch: 256, micro_batch: 16}}\n")
+    cluster.write_text(TWO_NODES)
+    return ["--config", str(run), "--cluster", str(cluster)]
+
+
+def script_of(printed: str, tmp_path: Path) -> str:
+    """The sbatch script of a dry run, with the paths of this machine taken out."""
+    script = printed.partition("# sbatch script\n")[2]
+    return script.replace(str(tmp_path), "TMP").replace(sys.executable, "PYTHON")
+
+
+def test_the_script_is_the_golden_one(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main([*arguments, "--dry-run"]) == 0
+    script = script_of(capsys.readouterr().out, tmp_path)
+    if os.environ.get("MMSADA_RENEW_GOLDEN"):
+        GOLDEN.write_text(script)
+    assert script == GOLDEN.read_text()
+
+
+def test_srun_gets_the_cores_of_each_rank(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--cpus-per-task", "3", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "#SBATCH --cpus-per-task=3" in lines and "export SRUN_CPUS_PER_TASK=3" in lines
+    assert any(line.startswith("srun ") and " --cpus-per-task=3 " in line for line in lines)
+
+
+def test_a_dry_run_prints_the_config_and_the_batch_and_writes_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train.stage1.lr=0.5", *arguments, "--dry-run", "--nodes", "4", "seed=9"]) == 0
+    out = capsys.readouterr().out
+    assert "seed: 9" in out and "lr: 0.5" in out
+    assert "world size     16 = 4 x 4" in out and "accumulation   1 micro" in out and "global batch   256 clips" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_on_this_host_needs_no_script(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments[:2], "--cluster", "local", "--tasks-per-node", "2", "--dry-run"]) == 0
+    assert "local starts 2 processes on this host" in capsys.readouterr().out
+
+
+def test_without_slurm_the_way_out_is_named(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: sbatch not found") and "--cluster local" in error and error.count("\n") == 1
+
+
+def fake_slurm(folder: Path, *, sbatch: str) -> None:
+    for name, line in {"sbatch": sbatch, "srun": "exit 1"}.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{line}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_what_sbatch_gets_is_what_the_dry_run_showed(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm(tmp_path, sbatch=f'cp "$1" {tmp_path}/given; echo Submitted batch job 42')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(arguments) == 0
+    assert "queued as job 42: 8 ranks on 2 nodes" in capsys.readouterr().out
+    assert script_of("# sbatch script\n" + (tmp_path / "given").read_text(), tmp_path) == GOLDEN.read_text()
+    assert (tmp_path / "runs/d1_d2/submitit/42_submitted.pkl").exists()
+
+
+def test_a_refusal_of_sbatch_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm(tmp_path, sbatch='echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error == "error: sbatch refused the job: sbatch: error: invalid partition specified: gpu\n"
+
+
+def test_a_batch_that_does_not_divide_names_the_sizes_that_fit(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--dry-run", "--nodes", "1", "--tasks-per-node", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: train.micro_batch=") and "3 rank(s)" in error and "sizes that fit" in error
+
+
+def test_the_script_starts_from_any_folder_with_any_python(tmp_path: Path) -> None:
+    if not (CHECKOUT / ".venv/bin/mmsada").exists():
+        pytest.skip("this checkout has no .venv from `make install`")
+    system_python = Path(sys.base_prefix) / "bin" / "python3"
+    command = [str(system_python), str(CHECKOUT / "launch/submit.py"), "--config", "default.yaml", "--dry-run"]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"{CHECKOUT}/.venv/bin/python -u -m submitit" in done.stdout
