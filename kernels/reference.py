@@ -62,6 +62,7 @@ def _two_layers(x_ND: Tensor, mlp: Mlp) -> Tensor:
 
 def _weighted(logits_NK: Tensor, label_N: Tensor, weight_N: Tensor) -> Scored:
     wide_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
+    weight_N = weight_N.to(wide_NK.dtype)
     loss = (weight_N * F.cross_entropy(wide_NK, label_N, reduction="none")).sum()
     hit_N = (wide_NK.detach().argmax(dim=1) == label_N).to(weight_N.dtype)
     return Scored(loss, (weight_N * hit_N).sum())

@@ -321,11 +321,12 @@ def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
 
 def _did_you_mean(key: str) -> str:
     known = list(dotted_keys())
+    section = difflib.get_close_matches(key, {k.split(".")[0] for k in known}, n=1) if "." not in key else []
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = same_name or section or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near[:3])}?"
-    section = key.rpartition(".")[0]
-    inside = [k for k in known if k.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})
+    parent = key.rpartition(".")[0]
+    inside = [k for k in known if k.rpartition(".")[0] == parent] or sorted({k.split(".")[0] for k in known})
     return f"; valid here: {', '.join(inside)}"
 

@@ -14,6 +14,7 @@ from mmsada_hpc.cluster.profile import Profile, load_profile, parse_minutes
 from mmsada_hpc.cluster.slurm import sbatch_text, submit_slurm
 from mmsada_hpc.config import Config, dump_config, find_config, load_config
 from mmsada_hpc.data.layout import BatchLayout, plan_layout
+from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.errors import UserError
 
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe(config, profile, layout, name=name, folder=folder))
         return 0
+    _check_store(config)
     job = TrainJob(find_config(args.config).absolute(), tuple(args.overrides))
     if profile.executor == "slurm":
         queued = submit_slurm(job, profile, name=name, folder=folder)
@@ -126,6 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _check_store(config: Config) -> None:
+    """Now rather than after hours in a queue."""
+    store = config.data.store
+    if store is None:
+        raise UserError("data.store is not set: give the folder that `mmsada prepare` made (data.store=FOLDER)")
+    if not (store / MANIFEST).is_file():
+        raise UserError(
+            f"data.store={store}: no {MANIFEST} there, so it is not a store; make one with `mmsada prepare`"
+        )
+
+
 def _run_here(job: TrainJob, profile: Profile, folder: Path) -> int:
     if profile.executor == "debug":
         job()
@@ -136,7 +149,7 @@ def _run_here(job: TrainJob, profile: Profile, folder: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cancelled: all ranks are stopped", file=sys.stderr)
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

@@ -22,7 +22,8 @@ LocalJob: TypeAlias = "submitit.LocalJob[Any]"
 _POLL_S = 0.2
 # A rank that failed leaves the others waiting for it in a collective; most notice at once, none may wait for ever.
 _GRACE_S = 20.0
-_CTRL_C_S, _CANCEL_S = 2.5, 10.0
+# Room to save a checkpoint after Ctrl-C; a second one cuts it short.
+_SAVE_S, _REMIND_S = 60.0, 5.0
 _SUBMITIT_LINE = re.compile(r"submitit [A-Z]+ \(")
 
 
@@ -43,13 +44,16 @@ def run_local(function: Callable[[], Any], profile: Profile, *, folder: Path, sc
     Raises:
         UserError: as raised inside a rank.
         JobFailedError: any other failure, with the end of its traceback and the file that has the rest.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; the ranks are gone by then.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the ranks had time to save and are gone by then.
     """
     job = _start(function, profile, folder)
-    ranks = _Ranks(job)
+    ranks, output = _Ranks(job), _Output(job.task(0).paths.stdout, screen)
     with _terminate_is_interrupt():
         try:
-            _follow(job, ranks, screen)
+            _follow(job, ranks, output)
+        except KeyboardInterrupt:
+            _stop(job, ranks, output)
+            raise
         finally:
             _end(job, ranks)
     return _result(job, ranks.lost)
@@ -74,7 +78,7 @@ def _start(function: Callable[[], Any], profile: Profile, folder: Path) -> Local
         signal_delay_s=profile.signal_delay_s,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with _standard_error_to(folder / "controller.log"):
+    with _deaf_to_ctrl_c():
         job = executor.submit(function)
     assert isinstance(job, submitit.LocalJob)
     return job
@@ -104,20 +108,49 @@ class _Ranks:
         self.lost = self.lost if self.lost is not None else next(iter(gone), None)
         return not gone and all(outcome == "success" for outcome, _ in outcomes.values())
 
+    def terminate(self) -> None:
+        """Tell every rank to save and stop."""
+        for process in self._by_rank.values():
+            if process.is_running():
+                process.terminate()
+
     def kill(self) -> None:
         """End whatever is left of the job."""
+        self.are_well()
         for process in self._everything:
             if process.is_running():
                 process.kill()
 
 
-def _follow(job: LocalJob, ranks: _Ranks, screen: TextIO) -> None:
+class _Output:
+    """Copies a growing file to the screen, without submitit's own lines."""
+
+    def __init__(self, path: Path, screen: TextIO) -> None:
+        self.path = path
+        self.screen = screen
+        self._position = 0
+
+    def copy(self) -> None:
+        """The whole lines that came since the last time."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.decode(errors="replace").splitlines(keepends=True):
+            if not _SUBMITIT_LINE.match(line):
+                self.screen.write(line)
+        self.screen.flush()
+
+
+def _follow(job: LocalJob, ranks: _Ranks, output: _Output) -> None:
     """Copy rank 0's output until the job ends, or until a rank failed and the others had time to notice."""
-    output = job.task(0).paths.stdout
-    position, well_at = 0, time.monotonic()
+    well_at = time.monotonic()
     while True:
         is_over = job.state != "RUNNING"
-        position = _copy_from(output, position, screen)
+        output.copy()
         if ranks.are_well():
             well_at = time.monotonic()
         if is_over or time.monotonic() - well_at > _GRACE_S:
@@ -125,38 +158,26 @@ def _follow(job: LocalJob, ranks: _Ranks, screen: TextIO) -> None:
         time.sleep(_POLL_S)
 
 
-def _copy_from(path: Path, position: int, screen: TextIO) -> int:
-    """Copy the whole lines that came since `position` (bytes), without submitit's own; returns the new position."""
-    if not path.exists():
-        return position
-    with path.open("rb") as file:
-        file.seek(position)
-        new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").splitlines(keepends=True):
-        if not _SUBMITIT_LINE.match(line):
-            screen.write(line)
-    screen.flush()
-    return position + len(whole)
+def _stop(job: LocalJob, ranks: _Ranks, output: _Output) -> None:
+    """Let the ranks save and end; a rank that is still starting is told again until it listens."""
+    output.screen.write("stopping: the ranks save and end; Ctrl-C again ends them at once\n")
+    begin, told = time.monotonic(), 0
+    while job.state == "RUNNING" and time.monotonic() - begin < _SAVE_S:
+        if time.monotonic() - begin >= told * _REMIND_S:
+            ranks.are_well()
+            ranks.terminate()
+            told += 1
+        output.copy()
+        time.sleep(_POLL_S)
+    output.copy()
 
 
 def _end(job: LocalJob, ranks: _Ranks) -> None:
-    """Cancel what still runs. The controller stops its ranks on SIGINT, after a second by force.
-
-    A second SIGINT in that second would end the controller before the force, and Ctrl-C in a terminal has sent the
-    first one already: hence the wait before it, and the look at what is left after it.
-    """
-    if not _wait(job, _CTRL_C_S):
-        job.cancel()
-        _wait(job, _CANCEL_S)
+    """Leave nothing behind: the controller ends by itself once its ranks are gone."""
     ranks.kill()
-
-
-def _wait(job: LocalJob, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _GRACE_S
     while job.state == "RUNNING" and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    return job.state != "RUNNING"
 
 
 def _outcomes(job: LocalJob) -> dict[int, tuple[str, Any]]:
@@ -213,13 +234,10 @@ def _terminate_is_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _standard_error_to(path: Path) -> Iterator[None]:
-    """What is started inside writes its errors to a file: Ctrl-C would put the controller's traceback on the screen."""
-    saved = os.dup(2)
-    with path.open("ab") as log:
-        os.dup2(log.fileno(), 2)
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started inside ignores Ctrl-C, on which submitit's controller would kill its ranks within a second."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        signal.signal(signal.SIGINT, before)

@@ -22,7 +22,7 @@ class Batch:
     corresponds_N: Tensor
     """bool, whether RGB and flow come from one segment."""
     weights: Mapping[str, Tensor]
-    """Per loss term the weight of each clip (law 3)."""
+    """Per loss term the weight of each clip (law 3), float64: 1 / count is exact to the engine's own precision."""
     dropout_SND: Mapping[str, Tensor]
     """Per stream the factors 0 or 1 / (1 - p) in front of the classifier; empty at test."""
     group_domains: tuple[int, ...]
@@ -44,7 +44,7 @@ def make_batch(plan: ClipPlan, clips_NTHWC: Mapping[str, Tensor], *, dropout_SND
         label_N=tensor(plan.label_N, torch.int64),
         domain_N=tensor(plan.domain_N, torch.int64),
         corresponds_N=tensor(plan.corresponds_N, torch.bool),
-        weights={term: tensor(weight, torch.float32) for term, weight in plan.weights.items()},
+        weights={term: tensor(weight, torch.float64) for term, weight in plan.weights.items()},
         dropout_SND={stream: mask.to(device, non_blocking=True) for stream, mask in (dropout_SND or {}).items()},
         group_domains=tuple(plan.domain_N[::group_size].tolist()) if group_size else (),
     )

@@ -24,7 +24,7 @@ from mmsada_hpc.data.manifest import (
     Stream,
     write_atomically,
 )
-from mmsada_hpc.data.outfolder import begin, canonical, enter
+from mmsada_hpc.data.outfolder import begin, canonical, enter, locked
 from mmsada_hpc.data.packing import plan_jobs, run_jobs, survey_all
 from mmsada_hpc.data.progress import Progress
 from mmsada_hpc.data.records import BUILD, ShardRecord, read_record
@@ -128,19 +128,26 @@ def build(
     if complete is not None:
         return Built(out, complete, time.monotonic() - begun, already=True)
     writing(out, lambda: begin(out, plan.options))
+    with locked(out):
+        manifest, kept = _pack(
+            plan, found, out, inputs=inputs, workers=workers, shard_bytes=shard_bytes, skip_bad=skip_bad
+        )
+    return Built(out, manifest, time.monotonic() - begun, shards_kept=kept)
+
+
+def _pack(
+    plan: StorePlan, found: Surveyed, out: Path, *, inputs: str, workers: int, shard_bytes: int, skip_bad: bool
+) -> tuple[StoreManifest, int]:
+    """Make what is missing; returns the manifest and how many shard pairs were there already."""
+    options = canonical(plan.options)
     jobs = plan_jobs(
-        found.sources,
-        found.surveys,
-        folder=out,
-        shard_bytes=shard_bytes,
-        options=canonical(plan.options),
-        skip_bad=skip_bad,
+        found.sources, found.surveys, folder=out, shard_bytes=shard_bytes, options=options, skip_bad=skip_bad
     )
     with Progress("packing", total=sum(one.frames for one in found.surveys), unit="frame") as progress:
         done = run_jobs(jobs, workers=workers, progress=progress)
     records = [read_record(out, job.number) for job in jobs]
     manifest = writing(out, lambda: _finish(plan, out, records, inputs=inputs, skipped=found.skipped))
-    return Built(out, manifest, time.monotonic() - begun, shards_kept=sum(job.kept for job in done))
+    return manifest, sum(job.kept for job in done)
 
 
 def _digest(plan: StorePlan, found: Surveyed) -> str:

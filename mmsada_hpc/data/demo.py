@@ -1,4 +1,4 @@
-"""`mmsada demo-data`: render the toy kitchens as real encoded video with a table of labels, ready for `mmsada prepare`."""
+"""`mmsada demo-data`: the toy kitchens as real encoded video with a table of labels, ready for `mmsada prepare`."""
 
 import argparse
 import csv
@@ -39,7 +39,10 @@ demo.json says from which settings the folder was rendered; the same settings gi
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to render: `train` and `test` clips for each verb and kitchen, each `frames` frames of height x width pixels at `fps`."""
+    """What to render: `train` and `test` clips for each verb and kitchen.
+
+    A clip has `frames` frames of `height` x `width` pixels at `fps` frames a second.
+    """
 
     out: Path
     kitchens: tuple[str, ...] = ("K1", "K2")
@@ -57,7 +60,12 @@ class DemoOptions:
         asked = dataclasses.asdict(self)
         del asked["out"], asked["workers"]
         styles = {name: dataclasses.asdict(KITCHENS[name]) for name in self.kitchens}
-        made_of = {"version": _VERSION, "numpy": np.__version__, "dials": dataclasses.asdict(Difficulty()), "styles": styles}
+        made_of = {
+            "version": _VERSION,
+            "numpy": np.__version__,
+            "dials": dataclasses.asdict(Difficulty()),
+            "styles": styles,
+        }
         plain: dict[str, Any] = json.loads(json.dumps({"made_by": _MARK, **asked, **made_of}))
         return plain
 
@@ -117,7 +125,9 @@ def encode(path: Path, clip: NDArray[np.uint8], *, fps: int) -> None:
 
 
 def _render_file(options: DemoOptions, key: ClipKey) -> None:
-    clip = render_clip(options.seed, key, height=options.height, width=options.width, frames=options.frames, fps=options.fps)
+    clip = render_clip(
+        options.seed, key, height=options.height, width=options.width, frames=options.frames, fps=options.fps
+    )
     encode(options.out / clip_file(key), clip, fps=options.fps)
     pool.advance(1)
 
@@ -128,7 +138,11 @@ def _check(options: DemoOptions) -> None:
         raise UserError(f"--domains {','.join(options.kitchens)}: choose different ones of {', '.join(KITCHENS)}")
     if options.train < 1 or options.test < 1 or options.workers < 0 or not 0 <= options.seed < 2**63:
         raise UserError("--train and --test must be at least 1, --workers and --seed at least 0")
-    if options.height % 2 or options.width % 2 or not 32 <= min(options.height, options.width) <= max(options.height, options.width) <= 1024:
+    if (
+        options.height % 2
+        or options.width % 2
+        or not 32 <= min(options.height, options.width) <= max(options.height, options.width) <= 1024
+    ):
         raise UserError(f"--size {options.height}x{options.width}: height and width must be even, 32 to 1024")
     if options.frames < 16 or not 1 <= options.fps <= 240:
         raise UserError("--frames must be at least 16 and --fps 1 to 240")
@@ -148,7 +162,9 @@ def _holds(options: DemoOptions) -> bool:
     if isinstance(recipe, dict) and recipe.get("made_by") == _MARK:
         return bool(recipe == options.recipe())
     if any(out.iterdir()):
-        raise UserError(f"{out}: holds other files and was not made by demo-data; choose an empty or new folder for --out")
+        raise UserError(
+            f"{out}: holds other files and was not made by demo-data; choose an empty or new folder for --out"
+        )
     return False
 
 
@@ -179,15 +195,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = DemoOptions(Path())
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the videos and labels.csv")
-    add("--domains", default=",".join(default.kitchens), metavar="K1,K2,K3", help="which kitchens (default %(default)s)")
-    add("--train", type=int, default=default.train, metavar="N", help="training clips a verb and kitchen (default %(default)s)")
-    add("--test", type=int, default=default.test, metavar="N", help="test clips a verb and kitchen (default %(default)s)")
+    add(
+        "--domains", default=",".join(default.kitchens), metavar="K1,K2,K3", help="which kitchens (default %(default)s)"
+    )
+    add(
+        "--train",
+        type=int,
+        default=default.train,
+        metavar="N",
+        help="training clips a verb and kitchen (default %(default)s)",
+    )
+    add(
+        "--test",
+        type=int,
+        default=default.test,
+        metavar="N",
+        help="test clips a verb and kitchen (default %(default)s)",
+    )
     add("--seed", type=int, default=default.seed, help="other seeds give other clips (default %(default)s)")
     add("--size", default=f"{default.height}x{default.width}", metavar="HxW", help="pixels (default %(default)s)")
     add("--frames", type=int, default=default.frames, metavar="N", help="frames a clip (default %(default)s)")
     add("--fps", type=int, default=default.fps, help="frames a second (default %(default)s)")
     add("--workers", type=int, default=0, metavar="N", help="processes (default: one per usable core)")
-    add("--store", type=Path, metavar="STORE", help="also prepare this store from the clips, with the verbs in EPIC's order")
+    add(
+        "--store",
+        type=Path,
+        metavar="STORE",
+        help="also prepare this store from the clips, with the verbs in EPIC's order",
+    )
     add("--store-size", default="72x72", metavar="HxW", help="frame size of that store (default %(default)s)")
 
 
@@ -209,8 +244,12 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     labels = render_demo(options)
-    print(f"{len(clip_keys(options))} synthetic clips (toy kitchens, not real video) in {options.out}; labels in {labels}")
+    print(
+        f"{len(clip_keys(options))} synthetic clips (toy kitchens, not real video) in {options.out}; labels in {labels}"
+    )
     if args.store is not None:
-        into = PrepareOptions(args.store, options.out, labels, classes=VERBS, size=args.store_size, workers=args.workers)
+        into = PrepareOptions(
+            args.store, options.out, labels, classes=VERBS, size=args.store_size, workers=args.workers
+        )
         print(describe_store(prepare(into)))
     return 0

@@ -1,7 +1,7 @@
 """What happens in a toy clip: the random circumstances, and each verb as shapes that move over time.
 
-World coordinates: the frame shows about -1..1 in both; x to the right, y towards the person, whose arm comes in from y = 2. `put` is `take` and `close` is `open`
-played backwards, so a single frame of one is a possible frame of the other.
+World coordinates: the frame shows about -1..1 in both; x to the right, y towards the person, whose arm comes in from
+y = 2. `put` is `take` and `close` is `open` played backwards: a single frame of one is a possible frame of the other.
 """
 
 import colorsys
@@ -131,12 +131,15 @@ def shapes_at(scene: Scene, frame: float) -> list[Shape]:
 def _wobble(scene: Scene, frame: float) -> Point:
     a, b, c, d = scene.wobble
     size = scene.dials.wobble
-    return (size * (math.sin(0.31 * frame + a) + math.sin(0.53 * frame + b)), size * (math.sin(0.29 * frame + c) + math.sin(0.57 * frame + d)))
+    return (
+        size * (math.sin(0.31 * frame + a) + math.sin(0.53 * frame + b)),
+        size * (math.sin(0.29 * frame + c) + math.sin(0.57 * frame + d)),
+    )
 
 
-def _arm(scene: Scene, at: Point) -> list[Shape]:
-    shoulder = (scene.side * scene.lean * 1.4, 2.0)
-    dx, dy = at[0] - shoulder[0], at[1] - shoulder[1]
+def _arm(scene: Scene, at: Point, *, shoulder: float | None = None) -> list[Shape]:
+    start = (scene.side * scene.lean * 1.4 if shoulder is None else shoulder, 2.0)
+    dx, dy = at[0] - start[0], at[1] - start[1]
     length = math.hypot(dx, dy)
     ux, uy = dx / length, dy / length
     wrist = (at[0] - 0.24 * ux, at[1] - 0.24 * uy)
@@ -147,7 +150,7 @@ def _arm(scene: Scene, at: Point) -> list[Shape]:
         for spread in (-0.15, -0.05, 0.05, 0.15)
     ]
     return [
-        Shape(bar(shoulder, cuff, 0.42), scene.sleeve),
+        Shape(bar(start, cuff, 0.42), scene.sleeve),
         Shape(bar(cuff, wrist, 0.28), scene.skin),
         *fingers,
         Shape(polygon(at, 0.23, 0.19, angle=math.atan2(uy, ux)), scene.skin),
@@ -169,7 +172,10 @@ def _take(scene: Scene, frame: float) -> list[Shape]:
     dials = scene.dials
     clock = frame * scene.tempo / dials.reach_period + 0.25 * scene.phase
     number, part = int(clock), clock - int(clock)
-    spots = [(scene.place[0] + dx, scene.place[1] - 0.15 + dy) for dx, dy in ((-0.3, 0.0), (0.3, -0.1), (0.0, -0.4), (0.05, 0.3))]
+    spots = [
+        (scene.place[0] + dx, scene.place[1] - 0.15 + dy)
+        for dx, dy in ((-0.3, 0.0), (0.3, -0.1), (0.0, -0.4), (0.05, 0.3))
+    ]
     share = dials.reach_share
     out = 1.0 - _ease(part / share) if part < share else _ease((part - share) / (1 - share))
     spot = spots[number % 4]
@@ -188,24 +194,26 @@ def _ease(x: float) -> float:
 
 
 def _open(scene: Scene, frame: float) -> list[Shape]:
-    """A lid hinged at the far edge of a box swings up and over, away from the person."""
+    """Both hands swing the two flaps of a box up and outwards."""
     share = (frame + 2.0 * scene.phase) / scene.frames
     angle = math.radians(scene.dials.swing_deg) * min(1.0, 0.9 + 0.1 * scene.amplitude) * (0.03 + 0.97 * share)
-    width, depth = 1.05 * scene.scale, 0.85 * scene.scale
-    cx, hinge = scene.place[0], scene.place[1] - 0.3
-    edge = hinge + depth * math.cos(angle)
-    grown = width * (1 + 0.3 * math.sin(angle))
-    lid = np.array([(cx - width / 2, hinge), (cx + width / 2, hinge), (cx + grown / 2, edge), (cx - grown / 2, edge)])
-    stripe = 0.5 * lid + 0.5 * np.array([(cx, (hinge + edge) / 2)])
+    half, depth = 0.6 * scene.scale, 0.95 * scene.scale
+    cx, cy = scene.place
     wx, wy = _wobble(scene, frame)
-    inside = (cx, hinge + depth / 2)
+    flaps, arms = list[Shape](), list[Shape]()
+    for side in (-1.0, 1.0):
+        hinge, edge = cx + side * half, cx + side * half * (1 - math.cos(angle))
+        grown = depth * (1 + 0.3 * math.sin(angle)) / 2
+        flap = np.array([(hinge, cy - depth / 2), (hinge, cy + depth / 2), (edge, cy + grown), (edge, cy - grown)])
+        stripe = 0.5 * flap + 0.5 * np.array([((hinge + edge) / 2, cy)])
+        flaps += [Shape(flap, scene.colours[0]), Shape(stripe, scene.colours[1])]
+        arms += _arm(scene, (edge + 0.1 * side + wx, cy + 0.35 * depth + wy), shoulder=1.2 * side)
     return [
-        Shape(box(inside, width * 1.06, depth * 1.06), scene.colours[4]),
-        Shape(box(inside, width * 0.92, depth * 0.9), scene.colours[5]),
-        *_item(scene, 2, inside),
-        Shape(lid, scene.colours[0]),
-        Shape(stripe, scene.colours[1]),
-        *_arm(scene, (cx + 0.2 * scene.side + wx, edge + 0.1 + wy)),
+        Shape(box(scene.place, 2.1 * half, depth * 1.06), scene.colours[4]),
+        Shape(box(scene.place, 1.9 * half, depth * 0.9), scene.colours[5]),
+        *_item(scene, 2, scene.place),
+        *flaps,
+        *arms,
     ]
 
 
@@ -216,8 +224,13 @@ def _station(scene: Scene, *, turned: float = 0.0) -> list[Shape]:
     lumps = []
     for number in range(4):
         angle = turned + scene.wobble[0] + number * math.pi / 2
-        spot = (scene.place[0] + 0.34 * scene.scale * math.cos(angle), scene.place[1] + 0.34 * scene.scale * math.sin(angle))
-        outline = polygon(spot, 0.17 * scene.scale, 0.12 * scene.scale, sides=scene.item_sides[number], angle=angle + math.pi / 2)
+        spot = (
+            scene.place[0] + 0.34 * scene.scale * math.cos(angle),
+            scene.place[1] + 0.34 * scene.scale * math.sin(angle),
+        )
+        outline = polygon(
+            spot, 0.17 * scene.scale, 0.12 * scene.scale, sides=scene.item_sides[number], angle=angle + math.pi / 2
+        )
         lumps.append(Shape(outline, scene.colours[6 + number % 2]))
     return [
         Shape(polygon(scene.place, size, size * 0.92, sides=sides, angle=math.pi / 4), scene.colours[4]),
@@ -236,8 +249,14 @@ def _tool(scene: Scene, at: Point, angle: float) -> list[Shape]:
     if scene.tool == "knife":
         return [Shape(bar((at[0] - 0.5 * dx, at[1] - 0.5 * dy), grip, 0.16), main), Shape(bar(at, grip, 0.12), other)]
     if scene.tool == "spoon":
-        return [Shape(bar(at, grip, 0.12), main), Shape(polygon((at[0] - 0.1 * dx, at[1] - 0.1 * dy), 0.2, 0.26, angle=-angle), other)]
-    return [Shape(bar(at, grip, 0.12), main), Shape(box((at[0] - 0.15 * dx, at[1] - 0.15 * dy), 0.22, 0.5, angle=-angle), other)]
+        return [
+            Shape(bar(at, grip, 0.12), main),
+            Shape(polygon((at[0] - 0.1 * dx, at[1] - 0.1 * dy), 0.2, 0.26, angle=-angle), other),
+        ]
+    return [
+        Shape(bar(at, grip, 0.12), main),
+        Shape(box((at[0] - 0.15 * dx, at[1] - 0.15 * dy), 0.22, 0.5, angle=-angle), other),
+    ]
 
 
 def _work(scene: Scene, frame: float, offset: Point, angle: float = 0.0) -> list[Shape]:
@@ -294,7 +313,10 @@ def _pour(scene: Scene, frame: float) -> list[Shape]:
 
 def _drops(scene: Scene, frame: float, lip: Point) -> list[Shape]:
     fall, count = 1.1, 4
-    shares = [(frame * scene.dials.drop_speed * scene.tempo / fall + number / count + scene.phase) % 1.0 for number in range(count)]
+    shares = [
+        (frame * scene.dials.drop_speed * scene.tempo / fall + number / count + scene.phase) % 1.0
+        for number in range(count)
+    ]
     return [Shape(polygon((lip[0], lip[1] + share * fall), 0.13, 0.17), scene.colours[3]) for share in shares]
 
 

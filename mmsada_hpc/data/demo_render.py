@@ -28,15 +28,18 @@ class ClipKey:
 def clip_generator(seed: int, key: ClipKey) -> np.random.Generator:
     """The random numbers of one clip, from the Philox key (seed, clip).
 
-    NumPy does not promise its `Generator` streams across releases, so another NumPy may render other clips from the same seed. That is fine here: the rendered
-    videos are an input like any other, unlike the training plan, which uses raw Philox words only.
+    NumPy does not promise its `Generator` streams across releases, so another NumPy may render other clips from the
+    same seed. That is fine here: the rendered videos are an input like any other, unlike the training plan, which uses
+    raw Philox words only.
     """
     split = ("train", "test").index(key.split)
     number = (((list(KITCHENS).index(key.kitchen) * 2 + split) * len(VERBS) + VERBS.index(key.verb)) << 32) + key.index
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
 
 
-def render_clip(seed: int, key: ClipKey, *, height: int, width: int, frames: int, fps: float, dials: Difficulty | None = None) -> NDArray[np.uint8]:
+def render_clip(
+    seed: int, key: ClipKey, *, height: int, width: int, frames: int, fps: float, dials: Difficulty | None = None
+) -> NDArray[np.uint8]:
     """Render one clip: (frames, height, width, 3) uint8 RGB. Gestures keep their speed in seconds at any `fps`."""
     dials = dials or Difficulty()
     style = KITCHENS[key.kitchen]
@@ -59,8 +62,10 @@ def render_clip(seed: int, key: ClipKey, *, height: int, width: int, frames: int
     return clip
 
 
-def _cameras(rng: np.random.Generator, style: KitchenStyle, dials: Difficulty, *, height: int, width: int, times: FloatArray) -> FloatArray:
-    """World to pixel for every frame, (frames, 3, 3): foreshortening, roll, zoom, then the sway of whoever holds the camera."""
+def _cameras(
+    rng: np.random.Generator, style: KitchenStyle, dials: Difficulty, *, height: int, width: int, times: FloatArray
+) -> FloatArray:
+    """World to pixel for every frame, (frames, 3, 3): foreshortening, roll, zoom, sway of a hand-held camera."""
     tilt = math.radians(style.tilt_deg + rng.normal(0, dials.tilt_spread_deg))
     pitch = style.pitch + rng.uniform(-1, 1) * dials.pitch_spread
     zoom = style.zoom * (1 + rng.uniform(-1, 1) * dials.zoom_spread) * min(height, width) / 2
@@ -106,11 +111,16 @@ def _worktop(rng: np.random.Generator, style: KitchenStyle) -> NDArray[np.uint8]
 def _worktop_seen(worktop: NDArray[np.uint8], camera: FloatArray, *, height: int, width: int) -> NDArray[np.uint8]:
     unit = 2 * _WORLD / _TEXTURE
     laid = camera @ np.array([[unit, 0, -_WORLD], [0, unit, -_WORLD], [0, 0, 1]])
-    return np.asarray(cv2.warpPerspective(worktop, laid, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), dtype=np.uint8)
+    return np.asarray(
+        cv2.warpPerspective(worktop, laid, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT),
+        dtype=np.uint8,
+    )
 
 
-def _light(rng: np.random.Generator, style: KitchenStyle, dials: Difficulty, *, height: int, width: int) -> NDArray[np.float32]:
-    """Gain of every pixel and colour, (height, width, 3): colour of the light, dark corners, a soft shadow across the frame."""
+def _light(
+    rng: np.random.Generator, style: KitchenStyle, dials: Difficulty, *, height: int, width: int
+) -> NDArray[np.float32]:
+    """Gain of every pixel, (height, width, 3): colour of the light, dark corners, a soft shadow across the frame."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     angle, place = rng.uniform(0, 2 * math.pi), rng.uniform(-0.4, 0.4)
     across = x * math.cos(angle) + y * math.sin(angle) - place
@@ -119,6 +129,8 @@ def _light(rng: np.random.Generator, style: KitchenStyle, dials: Difficulty, *, 
     return (brightness * gain[..., None] * np.asarray(style.light_rgb)).astype(np.float32)
 
 
-def _lit(canvas: NDArray[np.uint8], light: NDArray[np.float32], curve: NDArray[np.uint8], grain: NDArray[np.int16]) -> NDArray[np.uint8]:
+def _lit(
+    canvas: NDArray[np.uint8], light: NDArray[np.float32], curve: NDArray[np.uint8], grain: NDArray[np.int16]
+) -> NDArray[np.uint8]:
     lit = cv2.LUT(cv2.multiply(canvas, light, dtype=cv2.CV_8U), curve)
     return np.asarray(cv2.add(lit, grain, dtype=cv2.CV_8U), dtype=np.uint8)

@@ -1,10 +1,13 @@
 """The folder a store is built in: empty, half done, complete, or something else that must not be touched."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmsada_hpc.data.manifest import MANIFEST, StoreManifest, read_manifest, write_atomically
 from mmsada_hpc.data.records import BUILD
@@ -12,7 +15,7 @@ from mmsada_hpc.data.store import check_sizes
 from mmsada_hpc.data.tables import SEGMENTS, VIDEOS
 from mmsada_hpc.errors import UserError
 
-_PLAN = "plan.json"
+_PLAN, _LOCK = "plan.json", "lock"
 
 
 def canonical(options: Mapping[str, Any]) -> str:
@@ -73,6 +76,24 @@ def _clear(out: Path) -> None:
         for path in out.glob(pattern):
             path.unlink()
     shutil.rmtree(out / BUILD, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the half-done store `out` for this process; UserError when another prepare has it."""
+    with open(out / BUILD / _LOCK, "wb") as file:
+        if not _lock(file):
+            raise UserError(f"{out}: another `mmsada prepare` is at work in it; wait for it to end")
+        yield
+
+
+def _lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some cluster file systems are mounted without locks; there the user must not start two at once.
+        return error.errno != errno.EWOULDBLOCK
+    return True
 
 
 def begin(out: Path, options: Mapping[str, Any]) -> None:

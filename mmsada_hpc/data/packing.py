@@ -95,7 +95,7 @@ def run_jobs(jobs: Sequence[ShardJob], *, workers: int, progress: Progress) -> l
 
 def run_job(job: ShardJob) -> JobDone:
     """Keep or make one shard pair and its record."""
-    if is_finished(job.folder, job.number, job.identity):
+    if is_finished(job.folder, job.number, job.identity, skip_bad=job.skip_bad):
         advance(sum(video.frames for video in read_record(job.folder, job.number).videos))
         return JobDone(job.number, kept=True)
     rgb, flow = (ShardWriter(job.folder, f"{stream}-{job.number:05d}.tar", stream) for stream in ("rgb", "flow"))

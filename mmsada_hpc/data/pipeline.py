@@ -143,7 +143,8 @@ def _rgb_graph(source: StreamSource, settings: PipelineSettings) -> Any:
 def _flow_graph(source: StreamSource, settings: PipelineSettings) -> Any:
     u, v, corner, shape, mirror, mean, std = _inputs(source, settings, 7)
     planes = [fn.decoders.image_slice(x, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.GRAY) for x in (u, v)]
-    return _finish(fn.cat(*planes, axis=2), mirror, settings, layout="HWC", mean=mean, std=std, scale=1.0 if settings.motion else 0.0)
+    flow = _finish(fn.cat(*planes, axis=2), mirror, settings, layout="HWC", mean=mean, std=std)
+    return flow if settings.motion else flow * np.float32(0)
 
 
 def _video_graph(source: StreamSource, settings: PipelineSettings) -> Any:

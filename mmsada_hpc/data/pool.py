@@ -2,7 +2,10 @@
 first error ends it.
 """
 
+import ctypes
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +20,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
 _report: Callable[[int], None] | None = None
 
 
@@ -82,6 +86,9 @@ def _run_here(function: Callable[[A], R], items: Sequence[A], progress: Progress
 
 def _start_worker(counter: Any) -> None:
     global _report
+    _die_with_parent()
+    # Ctrl-C reaches the whole process group: workers end without a word, the parent speaks.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     cv2.setNumThreads(1)
 
     def report(count: int) -> None:
@@ -89,3 +96,15 @@ def _start_worker(counter: Any) -> None:
             counter.value += count
 
     _report = report
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is killed: an orphan would go on writing where the next run
+    writes.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)

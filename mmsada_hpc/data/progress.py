@@ -39,4 +39,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            if error is None:
+                self._bar.total = self._done  # the total was an estimate
+                self._bar.refresh()
             self._bar.close()

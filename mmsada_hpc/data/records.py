@@ -65,11 +65,16 @@ def read_record(folder: Path, number: int) -> ShardRecord:
     )
 
 
-def is_finished(folder: Path, number: int, identity: str) -> bool:
-    """Whether job `number` was finished from the same inputs and options, and its shards are still what they were."""
+def is_finished(folder: Path, number: int, identity: str, *, skip_bad: bool) -> bool:
+    """Whether job `number` was finished from the same inputs and options, and its shards are still what they were.
+
+    A shard that left videos out counts only where that is still allowed.
+    """
     try:
         record = read_record(folder, number)
-        return record.identity == identity and all(_is_whole(folder / shard.file, shard) for shard in record.shards)
+        if record.identity != identity or (record.skipped and not skip_bad):
+            return False
+        return all(_is_whole(folder / shard.file, shard) for shard in record.shards)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return False
 

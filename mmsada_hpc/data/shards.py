@@ -53,12 +53,14 @@ class Mark:
 
 
 class ShardWriter:
-    """One tar shard under construction as `<name>.tmp`; `finish` makes it real, `abandon` leaves nothing behind."""
+    """One tar shard under construction as `<name>.<pid>.tmp`; `finish` makes it real, `abandon` leaves nothing
+    behind.
+    """
 
     def __init__(self, folder: Path, name: str, stream: Stream) -> None:
         self.path = folder / name
         self.stream = stream
-        self._temporary = folder / f"{name}.tmp"
+        self._temporary = folder / f"{name}.{os.getpid()}.tmp"
         self._digest = hashlib.sha256()
         self._offset = 0
         self._file = writing(self.path, self._open)

@@ -230,7 +230,7 @@ def _check_size(path: Path, entry: FileEntry) -> None:
     except OSError as error:
         raise UserError(
             f"{path}: cannot be opened ({error.strerror}), but store.json lists it; copy it back or prepare the "
-            f"store again"
+            f"store again with --force"
         ) from error
     if found != entry.bytes:
         raise UserError(

@@ -39,7 +39,8 @@ def counts_of(store: Store) -> Counts:
 def describe_store(built: Built) -> str:
     """The summary of a finished store."""
     if built.already:
-        return f"{built.path}: already complete ({len(Store.open(built.path).segments)} segments); nothing to do"
+        complete = f"{built.path}: already complete ({len(Store.open(built.path).segments)} segments); nothing to do"
+        return "\n".join([complete, *_skipped(built.manifest.skipped)])
     store, manifest = Store.open(built.path), built.manifest
     megabytes = sum(entry.bytes for entry in (*manifest.shards, *manifest.tables)) / 1e6
     kept = f", {built.shards_kept} shard pairs kept from an earlier run" if built.shards_kept else ""

@@ -60,10 +60,12 @@ class VideoSource:
         """Open the file and read its header."""
         try:
             with open_video(self.path) as container:
-                frames, fps = _expected_frames(container), float(container.streams.video[0].average_rate or 0)
+                frames, fps = _expected_frames(container), float(_rate(container.streams.video[0]))
             stat = self.path.stat()
         except BadVideo as error:
             return Survey(problem=str(error))
+        if fps <= 0:
+            return Survey(problem=f"{self.path}: says no frame rate; convert it to a format that does")
         height, width = self.settings.height, self.settings.width
         size = int(frames * height * width * _BYTES_PER_PIXEL)
         return Survey(f"{stat.st_size} {stat.st_mtime_ns}", frames, size, fps, height, width)
@@ -180,11 +182,11 @@ def decode(path: Path, *, height: int, width: int) -> Iterator[tuple[Fraction, I
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        fps, done = stream.average_rate or Fraction(0), 0
+        fps, done = _rate(stream), 0
         pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
         try:
             for frame in container.decode(stream):
-                whole = cast(Image, frame.to_ndarray(format="bgr24"))
+                whole = cast(Image, frame.to_ndarray(format="bgr24", threads=1))
                 image = cover(whole, height=height, width=width, pixel_aspect=pixel_aspect)
                 done += 1
                 yield fps, image
@@ -209,12 +211,17 @@ def cover(image: Image, *, height: int, width: int, pixel_aspect: Fraction = Fra
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
+def _rate(stream: VideoStream) -> Fraction:
+    """Frames per second as the file says; 0 when it does not."""
+    return stream.average_rate or stream.guessed_rate or Fraction(0)
+
+
 def _expected_frames(container: InputContainer) -> int:
     stream = container.streams.video[0]
     if stream.frames:
         return stream.frames
     seconds = (container.duration or 0) / av.time_base
-    return max(1, round(seconds * float(stream.average_rate or 25)))
+    return max(1, round(seconds * float(_rate(stream) or 25)))
 
 
 def _reason(error: Exception) -> str:

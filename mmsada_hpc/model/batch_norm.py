@@ -55,7 +55,7 @@ class GroupBatchNorm(nn.Module):
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         if not self.training:
             mean, var = self.test_statistics()
-            return nn.functional.batch_norm(x_NCTHW, mean, var, None, self.bias, training=False, eps=EPS)
+            return nn.functional.batch_norm(x_NCTHW, mean, var, torch.ones_like(self.bias), self.bias, training=False, eps=EPS)
         size = self.context.group_size
         assert x_NCTHW.shape[0] % size == 0, f"{x_NCTHW.shape[0]} clips are not whole groups of {size}"
         groups = [self._normalise(index, x) for index, x in enumerate(x_NCTHW.split(size))]
@@ -73,8 +73,8 @@ class GroupBatchNorm(nn.Module):
         """Mean and variance, `(C,)` each: both domains weighted by their groups per update (as released), or the target's."""
         if self.context.test == "target":
             return self.running_mean_DC[TARGET], self.running_var_DC[TARGET]
-        share_D = self.groups_D / self.groups_D.sum()
-        return share_D @ self.running_mean_DC, share_D @ self.running_var_DC
+        share_D1 = (self.groups_D / self.groups_D.sum())[:, None]  # no matrix product: autocast would take it to bf16
+        return (share_D1 * self.running_mean_DC).sum(0), (share_D1 * self.running_var_DC).sum(0)
 
 
 class BatchNormState:

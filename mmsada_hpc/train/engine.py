@@ -95,7 +95,7 @@ class DdpEngine(Engine):
         self._ddp.train()
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             with self._autocast():
-                losses: Losses = self._ddp(batch, scales)
+                losses = Losses(*self._ddp(batch, scales))
             # DDP averages over ranks but adds up micro-batches.
             (losses.total * self.layout.world_size).backward()
         return losses
@@ -134,6 +134,11 @@ class DeepSpeedEngine(Engine):
         super().__init__(module, train, layout)
         import deepspeed  # takes seconds, and prints
 
+        # Compiles for a minute where the machine has not done so yet, and serves inference alone.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if train.zero_stage == 3:
+            for parameter in module.method.parameters():  # the kernels take them outside their own modules
+                deepspeed.zero.register_external_parameter(module, parameter)
         # ZeRO makes its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves weights and momentum untouched.
         optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False)
@@ -147,7 +152,7 @@ class DeepSpeedEngine(Engine):
 
     def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
         self._engine.train()
-        losses: Losses = self._engine(batch, scales)
+        losses = Losses(*self._engine(batch, scales))
         # DeepSpeed averages over ranks and divides by the accumulation.
         self._engine.backward(losses.total * (self.layout.world_size * self.layout.accumulation))
         if not last:
@@ -213,7 +218,7 @@ def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
         "zero_optimization": {"stage": train.zero_stage, "overlap_comm": train.zero_stage > 0},
         "zero_allow_untested_optimizer": True,  # SGD is not in DeepSpeed's list (D16)
         "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
-        "communication_data_type": "bfp16" if bf16 else "fp32",
+        "communication_data_type": "bf16" if bf16 else "fp32",
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

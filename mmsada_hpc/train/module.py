@@ -1,6 +1,7 @@
 """The network and the heads of the method as the one module that an engine wraps."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from mmsada_hpc.config import Config
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods import find_method
-from mmsada_hpc.methods.base import Losses, LossScales
+from mmsada_hpc.methods.base import LossScales
 from mmsada_hpc.model.two_stream import STREAM_CHANNELS, TwoStream
 
 
@@ -23,15 +24,19 @@ class TrainModule(nn.Module):
             streams=tuple(STREAM_CHANNELS), feature_size=self.network.feature_size, num_classes=num_classes, model=settings, method=config.method
         )
 
-    def forward(self, batch: Batch, scales: LossScales | None = None) -> Losses | tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """With `scales` the losses of a training step; without, `(logits, features)` of the test mode."""
+    def forward(self, batch: Batch, scales: LossScales | None = None) -> tuple[Tensor, Mapping[str, Tensor]] | tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """With `scales` `(total, figures)` of a training step; without, `(logits, features)` of the test mode.
+
+        Plain tuples and dicts, because ZeRO 3 looks for the tensors in what a module returns and knows no others.
+        """
         dtype = next(self.parameters()).dtype
         clips = {stream: x.to(dtype) for stream, x in batch.clips_NTHWC.items()}  # a copy for fp64 alone
         if scales is None:
             features = self.network(clips)
             return self.method.logits(features), features
         features = self.network(clips, batch.group_domains)
-        return self.method.losses(features, batch, scales)
+        losses = self.method.losses(features, batch, scales)
+        return losses.total, losses.figures
 
 
 def new_module(config: Config, *, num_classes: int) -> TrainModule:

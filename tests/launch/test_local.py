@@ -36,10 +36,15 @@ def wait_for_ever():
     print("waiting", os.getpid(), flush=True)
     deadline = time.time() + 60
     while time.time() < deadline:
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass  # as deaf as a rank inside a collective
+        time.sleep(60)  # as deaf as a rank inside a collective: submitit bypasses SIGTERM
+
+def save_when_told():
+    from mmsada_hpc.train.stop import StopFlag
+    with StopFlag().listening() as stop:
+        print("waiting", os.getpid(), flush=True)
+        while stop.received is None:
+            time.sleep(0.02)
+    print("saved", flush=True)
 
 def fail(how):
     if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "0":
@@ -50,7 +55,8 @@ def fail(how):
 
 def main(name, folder):
     local._GRACE_S = 0.5
-    jobs = {"sum": sum_over_ranks, "wait": wait_for_ever}
+    local._SAVE_S = 0.5 if name == "deaf" else 30
+    jobs = {"sum": sum_over_ranks, "deaf": wait_for_ever, "save": save_when_told}
     job = jobs.get(name) or (lambda: fail(name))
     try:
         print("returned", local.run_local(job, load_profile("local", {"tasks_per_node": 2}), folder=Path(folder),
@@ -97,19 +103,22 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(command: list[str], tmp_pat
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_leave_no_rank_behind(
-    command: list[str], tmp_path: Path, signal_number: signal.Signals
+@pytest.mark.parametrize("name", ["save", "deaf"])
+def test_ctrl_c_and_sigterm_let_the_ranks_save_and_leave_none_behind(
+    command: list[str], tmp_path: Path, name: str, signal_number: signal.Signals
 ) -> None:
-    process = start(command, "wait", tmp_path / "logs")
-    assert process.stdout is not None
-    ranks = psutil.Process(process.pid).children(recursive=True) if process.stdout.readline() else []
+    process = start(command, name, tmp_path / "logs")
+    assert process.stdout is not None and process.stdout.readline().startswith("waiting")
+    ranks = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks) == 3  # submitit's controller and two ranks
     if signal_number is signal.SIGINT:
         os.killpg(process.pid, signal_number)  # as a terminal does
     else:
         process.send_signal(signal_number)
     out, _ = process.communicate(timeout=30)
-    assert out == "KeyboardInterrupt: \n"
+    told, *saved, last = out.splitlines()
+    assert told.startswith("stopping:") and last == "KeyboardInterrupt: "
+    assert saved == (["saved"] if name == "save" else [])
     assert all(is_gone(rank) for rank in ranks)
 
 

@@ -32,7 +32,12 @@ sbatch: {mail-type: FAIL}
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     run, cluster = tmp_path / "run.yaml", tmp_path / "cluster.yaml"
-    run.write_text(f"run: {{dir: {tmp_path}/runs/d1_d2}}\ntrain: {{global_batch: 256, micro_batch: 16}}\n")
+    (tmp_path / "store.json").touch()
+    run.write_text(
+        f"run: {{dir: {tmp_path}/runs/d1_d2}}\n"
+        f"data: {{store: {tmp_path}}}\n"
+        "train: {global_batch: 256, micro_batch: 16}\n"
+    )
     cluster.write_text(TWO_NODES)
     return ["--config", str(run), "--cluster", str(cluster)]
 
@@ -85,6 +90,16 @@ def test_without_slurm_the_way_out_is_named(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: sbatch not found") and "--cluster local" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("store", "told"), [("null", "data.store is not set"), ("/nowhere", "data.store=/nowhere: no")]
+)
+def test_a_run_without_a_store_is_not_queued(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], store: str, told: str
+) -> None:
+    assert main([*arguments, f"data.store={store}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
 
 
 def fake_slurm(folder: Path, *, sbatch: str) -> None:

@@ -1,0 +1,99 @@
+"""Real runs on several ranks: each rank is a process that trains one config after another through the product's own entry point."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: overrides of the defaults, and a checkpoint to begin from."""
+
+    overrides: tuple[str, ...]
+    resume_from: str | None = None
+    """A checkpoint folder to copy into the run folder first."""
+    run_dir: str | None = None
+    gradients_to: str | None = None
+    """Instead of training, write the gradients of the first update here (.pt)."""
+
+
+def run_ranks(world: int, jobs: list[Job], *, timeout: int = 240) -> None:
+    """Run jobs one after another on `world` ranks of this machine, one thread each."""
+    base = _free_port()
+    processes = [_start(rank, world, jobs, base) for rank in range(world)]
+    outputs = []
+    try:
+        for process in processes:
+            outputs.append(process.communicate(timeout=timeout)[0])
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(p.returncode == 0 for p in processes), "\n".join(outputs)
+
+
+def _start(rank: int, world: int, jobs: list[Job], port: int) -> "subprocess.Popen[str]":
+    env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.train.ranks", json.dumps([asdict(job) for job in jobs]), str(port)]
+    return subprocess.Popen(command, env=env, cwd=_CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run_job(job: Job) -> None:
+    from mmsada_hpc.config import load_config
+    from mmsada_hpc.train.run import train
+
+    config = load_config(None, job.overrides)
+    if job.gradients_to is not None:
+        _first_gradients(config, Path(job.gradients_to))
+        return
+    if job.resume_from is not None and os.environ["RANK"] == "0":
+        folder = config.run.dir / "checkpoints"
+        shutil.copytree(job.resume_from, folder / Path(job.resume_from).name)
+    train(config)
+
+
+def _first_gradients(config: Any, path: Path) -> None:
+    """Loss and averaged gradients of the first update, through the real loader and engine."""
+    import torch
+    import torch.distributed as dist
+
+    from mmsada_hpc.cluster.join import join, leave
+    from mmsada_hpc.cluster.world import find_world
+    from mmsada_hpc.data.store import Store
+    from mmsada_hpc.train.engine import make_engine
+    from mmsada_hpc.train.setup import Setup
+
+    assert config.data.store is not None
+    setup = Setup(config, Store.open(config.data.store), join(find_world()))
+    module = setup.new_module()
+    engine = make_engine(module, config.train, setup.layout, lr=config.train.stage2.lr)
+    loader = setup.train_loader(2, 0, features=module.network.feature_size)
+    scales = module.method.scales(2, config.train.stage2.steps // 2, config.train)
+    total = torch.zeros(())
+    for micro in range(setup.layout.accumulation):
+        losses = engine.forward_backward(loader.next(), scales, last=micro == setup.layout.accumulation - 1)
+        total += losses.total.detach().float()
+    dist.all_reduce(total)
+    if setup.world.rank == 0:
+        torch.save({"loss": total, "gradients": {n: p.grad.contiguous() for n, p in module.named_parameters() if p.grad is not None}}, path)
+    leave()
+
+
+if __name__ == "__main__":
+    for index, job in enumerate(json.loads(sys.argv[1])):
+        # Another port for each run: the ranks do not leave the last one at the same moment.
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(int(sys.argv[2]) + index)}
+        _run_job(Job(**{**job, "overrides": tuple(job["overrides"])}))
