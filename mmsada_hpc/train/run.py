@@ -37,24 +37,27 @@ def train(config: Config) -> dict[str, Any]:
         UserError: a wrong setting or input.
         Stopped: told to stop; saved.
     """
-    begin = time.monotonic()
     world = find_world()
-    store = _open_store(config)
-    setup = Setup(config, store, world)
-    setup.check()
-    keep_freed_memory()
-    threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
+    device = Setup(config, _open_store(config), world).checked().device
     with quiet_screen(config.run.dir, world.rank) as screen, StopFlag().listening() as stop:
-        backend = "cpu:gloo,cuda:nccl" if setup.device.type == "cuda" else "gloo"
-        if setup.device.type == "cuda":
-            torch.cuda.set_device(setup.device)
-        setup = Setup(config, store, join(world, backend=backend, timeout=timedelta(minutes=30)))
-        agree(setup.world, config_hash(config), what="the config")
-        agree(setup.world, sha256_file(store.path / MANIFEST), what="the store (store.json)")
-        _announce(screen, setup, threads)
-        result = _train(setup, screen, stop, begin)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        world = join(world, backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        result = train_in_world(config, world, screen, stop)
         leave()
         return result
+
+
+def train_in_world(config: Config, world: World, screen: Screen, stop: StopFlag) -> dict[str, Any]:
+    """`train` where the ranks have come together already."""
+    begin = time.monotonic()
+    setup = Setup(config, _open_store(config), world).checked()
+    keep_freed_memory()
+    threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
+    agree(world, config_hash(config), what="the config")
+    agree(world, sha256_file(setup.store.path / MANIFEST), what="the store (store.json)")
+    _announce(screen, setup, threads)
+    return _train(setup, screen, stop, begin)
 
 
 def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[str, Any]:

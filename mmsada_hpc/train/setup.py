@@ -121,8 +121,8 @@ class Setup:
     def test_loader(self, schedule: TestSchedule) -> Loader:
         return Loader(self.store, schedule, self.decoding)
 
-    def check(self) -> None:
-        """Everything that can be found wrong before the first step."""
+    def checked(self) -> "Setup":
+        """Itself, after everything that can be found wrong before the first step."""
         self.layout, self.rule, self.planner, self.device  # noqa: B018
         height, width = self.frame_size
         if min(height, width) * 0.75 < self.config.data.crop / 2:
@@ -133,6 +133,7 @@ class Setup:
             for name in names:
                 side, _, split = name.partition("/")
                 self._check_windows(self.rows(getattr(self.config.data, side), split, key=f"data.{side} ({key}={name})"))
+        return self
 
     def warnings(self) -> list[str]:
         """What a person should know before the first step."""

@@ -24,8 +24,8 @@ def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
         "model.width=0.125",
         "model.batch_norm.group_size=2",
         "train.global_batch=8",
-        "train.stage1.steps=3",
-        "train.stage2.steps=3",
+        "train.stage1.steps=1",
+        "train.stage2.steps=2",
         "eval.every=0",
         "eval.windows=2",
         "observe.features=false",
@@ -54,9 +54,9 @@ def spread(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [n for n in SPREADS if n != "1x8"])
-def test_losses_agree_to_1e_8_in_fp64_after_three_steps_of_each_stage(spread: Path, name: str) -> None:
+def test_losses_agree_to_1e_8_in_fp64_after_three_steps(spread: Path, name: str) -> None:
     ours, reference = rows(spread / name), rows(spread / "1x8")
-    assert len(ours) == len(reference) == 6
+    assert len(ours) == len(reference) == 3
     for a, b in zip(ours, reference, strict=True):
         for key in ("loss", "loss_ce", "loss_corr", "loss_domain_rgb", "loss_domain_flow", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-8), (name, a["stage"], a["step"], key)
@@ -67,7 +67,7 @@ def test_losses_agree_to_1e_8_in_fp64_after_three_steps_of_each_stage(spread: Pa
 def test_the_whole_run_agrees_in_fp64(spread: Path, name: str) -> None:
     ours, reference = (json.loads((spread / n / "result.json").read_text())["evaluations"] for n in (name, "1x8"))
     assert ours == reference
-    states = [torch.load(spread / n / "checkpoints/stage2-step00000003/state.pt", weights_only=True)["model"] for n in (name, "1x8")]
+    states = [torch.load(spread / n / "checkpoints/stage2-step00000002/state.pt", weights_only=True)["model"] for n in (name, "1x8")]
     for key, value in states[1].items():
         torch.testing.assert_close(states[0][key], value, rtol=1e-6, atol=1e-9, msg=key)
 
@@ -82,7 +82,7 @@ def test_the_first_step_agrees_in_fp32_through_deepspeed(spread: Path, name: str
 
 
 def test_running_statistics_of_the_two_domains_differ(spread: Path) -> None:
-    state = torch.load(spread / "1x8/checkpoints/stage2-step00000003/state.pt", weights_only=True)["model"]
+    state = torch.load(spread / "1x8/checkpoints/stage2-step00000002/state.pt", weights_only=True)["model"]
     mean = state["network.streams.rgb.Conv3d_1a_7x7.bn.running_mean_DC"]
     assert mean.shape[0] == 2
     assert not torch.equal(mean[0], mean[1])

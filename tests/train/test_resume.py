@@ -12,7 +12,7 @@ from tests.train.test_law1 import rows, tiny_run
 
 # Twelve source clips and four a step: stage 1 step 2 lies inside an epoch.
 CUTS = {"inside stage 1": "stage1-step00000002", "across the stage change": "stage1-step00000003", "inside stage 2": "stage2-step00000002"}
-SETTINGS = ("checkpoint.every=1", "checkpoint.keep=99", "eval.every=2")
+SETTINGS = ("train.stage1.steps=3", "train.stage2.steps=3", "checkpoint.every=1", "checkpoint.keep=99", "eval.every=2")
 
 
 @pytest.fixture(scope="module")
