@@ -1,11 +1,12 @@
 """The heads in plain PyTorch: the definition every faster form is measured against (spec 1.2-1.4, 2.1).
 
-N clips, D features per stream, K logits, H hidden units. Every loss is `sum(weight_N * loss_N)`: the weights carry 1 / (global count) or 0, so that
+N clips, D features per stream, K logits, H hidden units. Every loss is `sum(weight_N * loss_N)`: the weights carry 1 /
+(global count) or 0, so that
 partial sums of ranks and micro-batches add up to the loss of the global batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,19 +42,21 @@ class Classified(NamedTuple):
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(factor)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return -factor.to(grad.dtype) * grad, None
 
 
 def reverse_gradient(x: Tensor, factor: Tensor) -> Tensor:
-    """Identity; the gradient is multiplied by -factor (a scalar tensor, so that a captured graph can follow the ramp)."""
-    return _ReverseGradient.apply(x, factor)  # type: ignore[no-any-return, no-untyped-call]
+    """Identity; the gradient is multiplied by -factor (a scalar tensor, so that a captured graph can follow the
+    ramp).
+    """
+    return _ReverseGradient.apply(x, factor)
 
 
 def _two_layers(x_ND: Tensor, mlp: Mlp) -> Tensor:
@@ -68,7 +71,15 @@ def _weighted(logits_NK: Tensor, label_N: Tensor, weight_N: Tensor) -> Scored:
     return Scored(loss, (weight_N * hit_N).sum())
 
 
-def classify(features_SND: Sequence[Tensor], dropout_SND: Sequence[Tensor], heads_S: Sequence[Linear], *, label_N: Tensor, weight_N: Tensor, num_classes: int) -> Classified:
+def classify(
+    features_SND: Sequence[Tensor],
+    dropout_SND: Sequence[Tensor],
+    heads_S: Sequence[Linear],
+    *,
+    label_N: Tensor,
+    weight_N: Tensor,
+    num_classes: int,
+) -> Classified:
     """Cross-entropy of the summed logits of all streams over the first `num_classes` of K (spec 1.2).
 
     Args:
@@ -78,7 +89,10 @@ def classify(features_SND: Sequence[Tensor], dropout_SND: Sequence[Tensor], head
         label_N: class indices below `num_classes`.
         weight_N: 1 / (clips of the global batch that are classified), or 0.
     """
-    parts = [F.linear(x * drop, head.weight_KD, head.bias_K) for x, drop, head in zip(features_SND, dropout_SND, heads_S, strict=True)]
+    parts = [
+        F.linear(x * drop, head.weight_KD, head.bias_K)
+        for x, drop, head in zip(features_SND, dropout_SND, heads_S, strict=True)
+    ]
     logits_NK = torch.stack(parts).sum(dim=0)
     scored = _weighted(logits_NK[:, :num_classes], label_N, weight_N)
     return Classified(scored.loss, scored.accuracy, logits_NK)
@@ -120,7 +134,9 @@ def adaptation_heads(
 ) -> AdaptationLosses:
     """Every head of MM-SADA on one micro-batch; see the single functions for the arguments."""
     return AdaptationLosses(
-        classify(features_SND, dropout_SND, classifier_S, label_N=label_N, weight_N=weight_ce_N, num_classes=num_classes),
+        classify(
+            features_SND, dropout_SND, classifier_S, label_N=label_N, weight_N=weight_ce_N, num_classes=num_classes
+        ),
         correspondence(features_SND, correspondence_head, corresponds_N=corresponds_N, weight_N=weight_corr_N),
         tuple(
             discriminate(x, head, domain_N=domain_N, weight_N=weight_domain_N, reversal=reversal)

@@ -23,8 +23,12 @@ class Command:
 
 
 def _config_arguments(parser: Parser) -> None:
-    parser.add_argument("--config", type=Path, help="YAML of the run, a file or a name in configs/ (default: the defaults)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.stage1.lr=0.005 seed=1")
+    parser.add_argument(
+        "--config", type=Path, help="YAML of the run, a file or a name in configs/ (default: the defaults)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.stage1.lr=0.005 seed=1"
+    )
 
 
 def _config() -> tuple[Callable[[Parser], None], Run]:
@@ -34,7 +38,10 @@ def _config() -> tuple[Callable[[Parser], None], Run]:
 
     def run(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.overrides)
-        print(describe_keys(config) if args.explain else f"# config hash {config_hash(config)}\n{dump_config(config)}", end="")
+        print(
+            describe_keys(config) if args.explain else f"# config hash {config_hash(config)}\n{dump_config(config)}",
+            end="",
+        )
         return 0
 
     return arguments, run
@@ -122,13 +129,23 @@ def make_parser(chosen: str | None) -> Parser:
     return parser
 
 
+def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """Options and `key=value` words in any order, which subcommands alone do not allow."""
+    args, more = parser.parse_known_args(words)
+    stray = [word for word in more if word.startswith("-") or "=" not in word]
+    if stray or (more and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(stray or more)}")
+    if more:
+        args.overrides = [*args.overrides, *more]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; a user's mistake is one line on standard error and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
-    parser = make_parser(chosen)
     try:
-        args = parser.parse_args(words)
+        args = _parse(make_parser(chosen), words)
         code: int = args.run(args)
         return code
     except UserError as error:

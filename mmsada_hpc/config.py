@@ -1,6 +1,7 @@
 """YAML plus dotted overrides -> one frozen, typed config.
 
-Layers, later ones win: `configs/default.yaml` < `configs/recipes/<recipe>.yaml` < the run's YAML < `key=value` on the command line.
+Layers, later ones win: `configs/default.yaml` < `configs/recipes/<recipe>.yaml` < the run's YAML < `key=value` on the
+command line.
 Every mistake is one line that names the dotted key.
 """
 
@@ -24,7 +25,9 @@ class _Section(BaseModel):
 
 class RunConfig(_Section):
     dir: Path = Path("runs/default")
-    """Folder of the run: config, logs, checkpoints, results. A run that finds its own checkpoints there goes on from the newest whole one."""
+    """Folder of the run: config, logs, checkpoints, results. A run that finds its own checkpoints there goes on from
+    the newest whole one.
+    """
 
 
 class DataConfig(_Section):
@@ -41,9 +44,13 @@ class DataConfig(_Section):
     crop: int = Field(224, ge=32)
     """Side in pixels of what the network sees."""
     crops: Literal["released", "tsn"] = "released"
-    """Training crop offsets: {0, centre} as in the released code, or TSN's full corner-and-centre set (the paper's text)."""
+    """Training crop offsets: {0, centre} as in the released code, or TSN's full corner-and-centre set (the paper's
+    text).
+    """
     positives: Literal["seg", "sync"] = "seg"
-    """Corresponding RGB and flow windows: drawn apart from one segment (seg, the main model) or with one centre, crop and flip (sync)."""
+    """Corresponding RGB and flow windows: drawn apart from one segment (seg, the main model) or with one centre, crop
+    and flip (sync).
+    """
     motion: bool = True
     """False is a control: every window repeats its centre frame and the flow is zero."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -71,7 +78,9 @@ class ModelConfig(_Section):
     dropout: float = Field(0.5, ge=0, lt=1)
     """Probability of dropping a feature, before the classifier only."""
     logits_per_class: Literal[1, 2] = 2
-    """The released classifier has 2 x classes outputs, of which the first half are trained; the paper's has one per class."""
+    """The released classifier has 2 x classes outputs, of which the first half are trained; the paper's has one per
+    class.
+    """
     batch_norm: BatchNormConfig = BatchNormConfig()  # type: ignore[call-arg]  # defaults come from Field
 
 
@@ -88,9 +97,13 @@ class StageConfig(_Section):
     steps: int = Field(ge=0)
     """Optimiser updates."""
     lr: float = Field(gt=0)
-    """Learning rate, constant inside the stage."""
+    """Learning rate, constant inside the stage after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Updates over which the rate rises linearly from lr / warmup_steps; 0 as published."""
     loss_scale: float = Field(1.0, gt=0)
-    """Factor on the classification and correspondence losses and on the peak reversal weight; the discriminators' own loss keeps weight 1 (released: 1, then 0.2)."""
+    """Factor on the classification and correspondence losses and on the peak reversal weight; the discriminators' own
+    loss keeps weight 1 (released: 1, then 0.2).
+    """
 
 
 class TrainConfig(_Section):
@@ -107,16 +120,20 @@ class TrainConfig(_Section):
     global_batch: int = Field(128, ge=4)
     """Clips per update over all ranks; half source, half target where the method adapts."""
     micro_batch: int | None = Field(None, ge=1)
-    """Clips a rank takes at once; unset = global_batch / world size. What is left over becomes gradient accumulation."""
+    """Clips a rank takes at once; unset = global_batch / world size. What is left over becomes gradient
+    accumulation.
+    """
     layout: Literal["auto", "mixed", "domain_pure"] = "auto"
-    """A micro-batch holds both domains (mixed) or one (domain_pure, the released layout); auto = mixed where two batch-norm groups fit."""
+    """A micro-batch holds both domains (mixed) or one (domain_pure, the released layout); auto = mixed where two
+    batch-norm groups fit.
+    """
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum, no Nesterov."""
     weight_decay: float = Field(1e-7, ge=0)
     """L2 on every parameter, inside the momentum."""
-    stage1: StageConfig = StageConfig(steps=3001, lr=0.01)
+    stage1: StageConfig = StageConfig(steps=3001, lr=0.01)  # type: ignore[call-arg]
     """Supervised and self-supervised warm-up (no adversarial share)."""
-    stage2: StageConfig = StageConfig(steps=6001, lr=0.01, loss_scale=0.2)
+    stage2: StageConfig = StageConfig(steps=6001, lr=0.01, loss_scale=0.2)  # type: ignore[call-arg]
     """All losses; momentum and discriminators start anew."""
 
 
@@ -220,7 +237,9 @@ def dump_config(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits over everything that decides the result; the run folder, the progress settings and the world-dependent batch layout are left out."""
+    """Twelve hex digits over everything that decides the result; the run folder, the progress settings and the
+    world-dependent batch layout are left out.
+    """
     values = config.model_dump(mode="json", exclude={"run": True, "observe": True, "checkpoint": True})
     for key in ("micro_batch", "layout", "device", "memory_format"):
         values["train"].pop(key)
@@ -239,10 +258,15 @@ def _check_together(config: Config) -> None:
         raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")
     shared = set(config.data.source) & set(config.data.target)
     if shared and method.name != "source_only":
-        raise UserError(f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in training")
+        raise UserError(
+            f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in "
+            f"training"
+        )
     bad = [s for s in config.eval.checkpoints if not 0 < s <= train.stage2.steps]
     if bad:
-        raise UserError(f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{train.stage2.steps}, train.stage2.steps)")
+        raise UserError(
+            f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{train.stage2.steps}, train.stage2.steps)"
+        )
     for key, names in (("eval.sets", config.eval.sets), ("eval.during", config.eval.during)):
         for name in names:
             if name.partition("/")[0] not in ("source", "target") or not name.partition("/")[2]:
@@ -329,4 +353,3 @@ def _did_you_mean(key: str) -> str:
     parent = key.rpartition(".")[0]
     inside = [k for k in known if k.rpartition(".")[0] == parent] or sorted({k.split(".")[0] for k in known})
     return f"; valid here: {', '.join(inside)}"
-

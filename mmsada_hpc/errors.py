@@ -4,5 +4,6 @@
 class UserError(ValueError):
     """A wrong input or setting.
 
-    The message is one line that names the file or option and says what to do; the command line prints it as `error: ...` and exits with 2, without a traceback.
+    The message is one line that names the file or option and says what to do; the command line prints it as `error:
+    ...` and exits with 2, without a traceback.
     """

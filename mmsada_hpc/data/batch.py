@@ -32,7 +32,13 @@ class Batch:
         return len(self.label_N)
 
 
-def make_batch(plan: ClipPlan, clips_NTHWC: Mapping[str, Tensor], *, dropout_SND: Mapping[str, Tensor] | None = None, group_size: int = 0) -> Batch:
+def make_batch(
+    plan: ClipPlan,
+    clips_NTHWC: Mapping[str, Tensor],
+    *,
+    dropout_SND: Mapping[str, Tensor] | None = None,
+    group_size: int = 0,
+) -> Batch:
     """Join a plan with its decoded clips, on the clips' device."""
     device = next(iter(clips_NTHWC.values())).device
 

@@ -51,7 +51,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, verb: str, style: KitchenStyle, dials: Difficulty, *, frames: int) -> Scene:
-    """Draw the circumstances of one clip. Only the tool may depend on the verb, and only by the kitchen's habit."""
+    """Draw the circumstances of one clip. Only tool and vessel may depend on the verb, by the kitchen's habit."""
     colours = tuple(random_colour(rng, style.saturation) for _ in range(8))
     tone = rng.uniform(0.45, 1.0)
     return Scene(

@@ -44,12 +44,12 @@ class Difficulty:
     swing_deg: float = 140.0  # the flaps over a whole clip
     wash_period: float = 9.0
     wash_amplitude: float = 0.28
-    cut_period: float = 12.0
+    cut_period: float = 14.0
     cut_amplitude: float = 0.32
     cut_advance: float = 0.55  # over a whole clip
-    mix_period: float = 20.0
+    mix_period: float = 18.0
     mix_amplitude: float = 0.32
-    mix_swirl: float = 0.5  # speed of the contents relative to the spoon
+    mix_swirl: float = 0.4  # speed of the contents relative to the spoon
     pour_period: float = 30.0  # tilting of the jug
     drop_speed: float = 0.05  # world units a frame
     wobble: float = 0.015  # nobody's hand is a machine
@@ -79,8 +79,8 @@ class KitchenStyle:
     # people
     tempo: float
     amplitude: float
-    habit: float  # chance that a tool is the one this kitchen uses for the verb; otherwise any tool
-    habit_turn: int  # which tool that is: differs between kitchens, so that appearance misleads across them
+    habit: float  # chance that the tool, and the vessel, is the one this kitchen uses for the verb; otherwise any
+    habit_turn: int  # shifts which one that is; where it differs between kitchens, appearance misleads across them
     # clutter
     clutter: int
     saturation: float  # of objects, 0..1
@@ -93,19 +93,19 @@ KITCHENS = {
             name="K1", light_rgb=(1.08, 1.0, 0.86), gamma=0.95, vignette=0.1, shadow=0.15, noise=2.0,
             pattern="planks", worktop_rgb=(176, 142, 104), contrast=0.35,
             tilt_deg=0.0, pitch=0.05, zoom=0.95, shake=0.004, shake_hz=0.6,
-            tempo=1.0, amplitude=1.0, habit=0.7, habit_turn=0, clutter=2, saturation=0.75,
+            tempo=1.0, amplitude=1.0, habit=0.5, habit_turn=0, clutter=2, saturation=0.75,
         ),
         KitchenStyle(
             name="K2", light_rgb=(0.78, 0.9, 1.04), gamma=1.15, vignette=0.35, shadow=0.3, noise=3.0,
             pattern="tiles", worktop_rgb=(196, 202, 205), contrast=0.7,
-            tilt_deg=26.0, pitch=0.15, zoom=1.0, shake=0.01, shake_hz=0.8,
-            tempo=0.8, amplitude=0.8, habit=0.7, habit_turn=0, clutter=4, saturation=0.5,
+            tilt_deg=22.0, pitch=0.15, zoom=1.0, shake=0.008, shake_hz=0.8,
+            tempo=0.85, amplitude=0.85, habit=0.5, habit_turn=0, clutter=4, saturation=0.5,
         ),
         KitchenStyle(
             name="K3", light_rgb=(1.0, 1.05, 1.08), gamma=0.75, vignette=0.0, shadow=0.3, noise=3.0,
             pattern="granite", worktop_rgb=(84, 82, 86), contrast=0.7,
             tilt_deg=-24.0, pitch=0.12, zoom=0.85, shake=0.012, shake_hz=0.9,
-            tempo=1.15, amplitude=1.1, habit=0.7, habit_turn=0, clutter=4, saturation=0.95,
+            tempo=1.15, amplitude=1.1, habit=0.5, habit_turn=0, clutter=4, saturation=0.95,
         ),
     )
 }  # fmt: skip

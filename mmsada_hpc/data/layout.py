@@ -15,7 +15,8 @@ Layout = Literal["mixed", "domain_pure"]
 class BatchLayout:
     """The split of a global batch (source rows first, then target rows) into micro-batches of whole batch-norm groups.
 
-    Batch-norm group j is rows j * group_size ... (j + 1) * group_size - 1, whatever the layout, so every layout sees the same groups.
+    Batch-norm group j is rows j * group_size ... (j + 1) * group_size - 1, whatever the layout, so every layout sees
+    the same groups.
     """
 
     global_batch: int
@@ -49,27 +50,41 @@ class BatchLayout:
 
     def describe(self) -> str:
         return (
-            f"global batch {self.global_batch} = {self.world_size} ranks x {self.micro_batch} clips x {self.accumulation} accumulation, {self.layout}, "
+            f"global batch {self.global_batch} = {self.world_size} ranks x {self.micro_batch} clips x "
+            f"{self.accumulation} accumulation, {self.layout}, "
             f"batch-norm groups of {self.group_size}: {self.groups[0]} source + {self.groups[1]} target"
         )
 
 
 def plan_layout(
-    *, global_batch: int, micro_batch: int | None, world_size: int, group_size: int, num_domains: int, layout: Literal["auto", "mixed", "domain_pure"] = "auto"
+    *,
+    global_batch: int,
+    micro_batch: int | None,
+    world_size: int,
+    group_size: int,
+    num_domains: int,
+    layout: Literal["auto", "mixed", "domain_pure"] = "auto",
 ) -> BatchLayout:
     """Choose and check the split.
 
     Raises:
-        UserError: the batch does not split into whole groups of one domain; the message lists the micro-batches that fit.
+        UserError: the batch does not split into whole groups of one domain; the message lists the micro-batches that
+        fit.
     """
     if global_batch % (group_size * num_domains):
         step = group_size * num_domains
         near = max(step, global_batch // step * step)
         raise UserError(
-            f"train.global_batch={global_batch} is not whole batch-norm groups of model.batch_norm.group_size={group_size} in {num_domains} domain(s): use a multiple of {step}, for instance {near}"
+            f"train.global_batch={global_batch} is not whole batch-norm groups of "
+            f"model.batch_norm.group_size={group_size} in {num_domains} domain(s): use a multiple of {step}, for "
+            f"instance {near}"
         )
     wanted = micro_batch if micro_batch is not None else max(1, global_batch // world_size)
-    fits = {m: kinds for m in range(1, global_batch + 1) if (kinds := _fitting(m, global_batch, world_size, group_size, num_domains))}
+    fits = {
+        m: kinds
+        for m in range(1, global_batch + 1)
+        if (kinds := _fitting(m, global_batch, world_size, group_size, num_domains))
+    }
     kinds = fits.get(wanted, [])
     if layout != "auto":
         fits = {m: [layout] for m, have in fits.items() if layout in have}
@@ -77,10 +92,13 @@ def plan_layout(
     if not kinds:
         sizes = ", ".join(str(m) for m in sorted(fits)) or "none: change train.global_batch or the number of ranks"
         raise UserError(
-            f"train.micro_batch={wanted} does not split train.global_batch={global_batch} over {world_size} rank(s) into whole batch-norm groups of {group_size} "
+            f"train.micro_batch={wanted} does not split train.global_batch={global_batch} over {world_size} rank(s) "
+            f"into whole batch-norm groups of {group_size} "
             f"(train.layout={layout}); sizes that fit: {sizes}"
         )
-    return BatchLayout(global_batch, wanted, global_batch // (world_size * wanted), world_size, group_size, num_domains, kinds[0])
+    return BatchLayout(
+        global_batch, wanted, global_batch // (world_size * wanted), world_size, group_size, num_domains, kinds[0]
+    )
 
 
 def _fitting(micro: int, batch: int, world: int, group: int, domains: int) -> list[Layout]:

@@ -1,4 +1,6 @@
-"""The store's windows as `Batch`es: one DALI pipeline per stream, labels and dropout masks from the plan beside them."""
+"""The store's windows as `Batch`es: one DALI pipeline per stream, labels and dropout masks from the plan beside
+them.
+"""
 
 import time
 from collections.abc import Mapping
@@ -26,9 +28,18 @@ class DropoutPlan:
 class Loader:
     """Micro-batches of a schedule, in order."""
 
-    def __init__(self, store: Store, schedule: TrainSchedule | TestSchedule, settings: PipelineSettings, *, dropout: DropoutPlan | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        schedule: TrainSchedule | TestSchedule,
+        settings: PipelineSettings,
+        *,
+        dropout: DropoutPlan | None = None,
+    ) -> None:
         self._schedule, self._dropout = schedule, dropout
-        self._streams = {stream: StreamPipeline(store, stream, schedule, settings, batch=schedule.largest) for stream in STREAMS}
+        self._streams = {
+            stream: StreamPipeline(store, stream, schedule, settings, batch=schedule.largest) for stream in STREAMS
+        }
         self._iteration = 0
         self.wait_s = 0.0
         """Seconds spent waiting for decoded clips since it was last set to 0."""
@@ -40,10 +51,13 @@ class Loader:
             UserError: a frame is missing, damaged or not decodable; names it.
         """
         begin = time.perf_counter()
-        clips_NTHWC = {stream: pipeline.next() for stream, pipeline in self._streams.items()}
+        clips_NTHWC: dict[str, torch.Tensor] = {stream: pipeline.next() for stream, pipeline in self._streams.items()}
         self.wait_s += time.perf_counter() - begin
         plan = self._schedule(self._iteration)
-        masks, group_size = self._masks(), self._schedule.layout.group_size if isinstance(self._schedule, TrainSchedule) else 0
+        masks, group_size = (
+            self._masks(),
+            self._schedule.layout.group_size if isinstance(self._schedule, TrainSchedule) else 0,
+        )
         self._iteration += 1
         return make_batch(plan, clips_NTHWC, dropout_SND=masks, group_size=group_size)
 
@@ -53,5 +67,14 @@ class Loader:
             return {}
         step, _ = schedule.position(self._iteration)
         rows = schedule.rows(self._iteration)
-        common = {"seed": dropout.seed, "stage": schedule.stage, "step": step, "rows": schedule.layout.global_batch, "features": dropout.features}
-        return {stream: torch.from_numpy(keep_mask(lane=lane, drop=dropout.drop, **common)[rows]) for lane, stream in enumerate(STREAMS)}
+        common = {
+            "seed": dropout.seed,
+            "stage": schedule.stage,
+            "step": step,
+            "rows": schedule.layout.global_batch,
+            "features": dropout.features,
+        }
+        return {
+            stream: torch.from_numpy(keep_mask(lane=lane, drop=dropout.drop, **common)[rows])
+            for lane, stream in enumerate(STREAMS)
+        }

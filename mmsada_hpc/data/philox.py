@@ -1,6 +1,7 @@
 """Counter-based random numbers that depend on their coordinates alone (law 1).
 
-Only the raw 64-bit words of NumPy's Philox are used: bit generators are stable by promise, the methods of `Generator` are not.
+Only the raw 64-bit words of NumPy's Philox are used: bit generators are stable by promise, the methods of `Generator`
+are not.
 """
 
 from enum import IntEnum
@@ -23,7 +24,9 @@ class Purpose(IntEnum):
 
 def words(*, seed: int, purpose: Purpose, stage: int, step: int, lane: int, shape: tuple[int, ...]) -> Words:
     """Raw words of the cell (seed, purpose, stage, step, lane); a prefix does not depend on how many are asked for."""
-    bits = np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array([0, lane, step, stage], np.uint64))
+    bits = np.random.Philox(
+        key=np.array([seed, purpose], np.uint64), counter=np.array([0, lane, step, stage], np.uint64)
+    )
     drawn: Words = bits.random_raw(int(np.prod(shape)))
     return drawn.reshape(shape)
 
@@ -39,7 +42,9 @@ def permutation(word: Words) -> NDArray[np.int64]:
     return np.argsort(word, kind="stable").astype(np.int64)
 
 
-def keep_mask(*, seed: int, stage: int, step: int, lane: int, rows: int, features: int, drop: float) -> NDArray[np.float32]:
+def keep_mask(
+    *, seed: int, stage: int, step: int, lane: int, rows: int, features: int, drop: float
+) -> NDArray[np.float32]:
     """`(rows, features)` inverted-dropout factors, 0 or 1 / (1 - drop), from 16 bits each."""
     per_row = -(-features // 4)
     cell = words(seed=seed, purpose=Purpose.DROPOUT, stage=stage, step=step, lane=lane, shape=(rows, per_row))

@@ -1,7 +1,9 @@
 """DALI: encoded frames of a store to normalised float clips, one pipeline per stream, on CPU or GPU.
 
-Every stream is fed by a stateless source and told per sample where to crop and whether to flip, so DALI holds neither order nor randomness (D5, D6). JPEG streams are decoded as one
-flat batch of clips x frames (D3): `(N*T, H, W, C)` seen as `(N, T, H, W, C)` is `channels_last_3d` memory once permuted, so nothing is copied (law 4).
+Every stream is fed by a stateless source and told per sample where to crop and whether to flip, so DALI holds neither
+order nor randomness (D5, D6). JPEG streams are decoded as one
+flat batch of clips x frames (D3): `(N*T, H, W, C)` seen as `(N, T, H, W, C)` is `channels_last_3d` memory once
+permuted, so nothing is copied (law 4).
 """
 
 from collections.abc import Callable
@@ -83,7 +85,9 @@ class StreamSource:
         sign_N2 = np.where(views.flip_N[:, None], [[-1.0, 1.0]], [[1.0, 1.0]])
         # A flipped u is 255 - u, and ((255 - u) - 128) / 128 = (u - 127) / -128 (spec 4.5); v is only mirrored.
         mean_N2 = np.where(views.flip_N[:, None], [[MIDDLE - 1, MIDDLE]], [[MIDDLE, MIDDLE]])
-        per_frame = [np.repeat(x.astype(np.float32), self._settings.rule.num_frames, axis=0) for x in (mean_N2, sign_N2 * MIDDLE)]
+        per_frame = [
+            np.repeat(x.astype(np.float32), self._settings.rule.num_frames, axis=0) for x in (mean_N2, sign_N2 * MIDDLE)
+        ]
         return (encoded[::2], encoded[1::2], *self._geometry(views, self._settings.rule.num_frames), *per_frame)
 
     def _video(self, views: Views) -> tuple[Samples, ...]:
@@ -99,7 +103,9 @@ class StreamSource:
         return tuple(np.repeat(x, repeats, axis=0) for x in arrays)
 
 
-def build_pipeline(source: StreamSource, *, stream: Stream, is_video: bool, batch: int, settings: PipelineSettings) -> Pipeline:
+def build_pipeline(
+    source: StreamSource, *, stream: Stream, is_video: bool, batch: int, settings: PipelineSettings
+) -> Pipeline:
     """The graph of one stream: decode (the crop alone, where the codec allows it), resize, flip, normalise.
 
     Args:
@@ -122,7 +128,14 @@ def build_pipeline(source: StreamSource, *, stream: Stream, is_video: bool, batc
 
 
 def _inputs(source: StreamSource, settings: PipelineSettings, count: int) -> Any:
-    return fn.external_source(source=source, num_outputs=count, batch=True, batch_info=True, parallel=settings.readers > 0, prefetch_queue_depth=settings.prefetch if settings.readers else None)
+    return fn.external_source(
+        source=source,
+        num_outputs=count,
+        batch=True,
+        batch_info=True,
+        parallel=settings.readers > 0,
+        prefetch_queue_depth=settings.prefetch if settings.readers else None,
+    )
 
 
 def _decoder(settings: PipelineSettings) -> str:
@@ -130,19 +143,33 @@ def _decoder(settings: PipelineSettings) -> str:
 
 
 def _finish(pixels: Any, mirror: Any, settings: PipelineSettings, *, layout: str, **normalise: Any) -> Any:
-    resized = fn.resize(pixels, resize_x=settings.crop, resize_y=settings.crop, interp_type=types.INTERP_LINEAR, antialias=False, dtype=types.FLOAT)
+    resized = fn.resize(
+        pixels,
+        resize_x=settings.crop,
+        resize_y=settings.crop,
+        interp_type=types.INTERP_LINEAR,
+        antialias=False,
+        dtype=types.FLOAT,
+    )
     return fn.crop_mirror_normalize(resized, mirror=mirror, output_layout=layout, dtype=types.FLOAT, **normalise)
 
 
 def _rgb_graph(source: StreamSource, settings: PipelineSettings) -> Any:
     jpeg, corner, shape, mirror = _inputs(source, settings, 4)
-    pixels = fn.decoders.image_slice(jpeg, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.RGB)
+    pixels = fn.decoders.image_slice(
+        jpeg, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.RGB
+    )
     return _finish(pixels, mirror, settings, layout="HWC", mean=[MIDDLE], std=[MIDDLE])
 
 
 def _flow_graph(source: StreamSource, settings: PipelineSettings) -> Any:
     u, v, corner, shape, mirror, mean, std = _inputs(source, settings, 7)
-    planes = [fn.decoders.image_slice(x, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.GRAY) for x in (u, v)]
+    planes = [
+        fn.decoders.image_slice(
+            x, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.GRAY
+        )
+        for x in (u, v)
+    ]
     flow = _finish(fn.cat(*planes, axis=2), mirror, settings, layout="HWC", mean=mean, std=std)
     return flow if settings.motion else flow * np.float32(0)
 
@@ -157,11 +184,15 @@ def _video_graph(source: StreamSource, settings: PipelineSettings) -> Any:
 class StreamPipeline:
     """Micro-batches of one stream in the order of its schedule."""
 
-    def __init__(self, store: Store, stream: Stream, schedule: Schedule, settings: PipelineSettings, *, batch: int) -> None:
+    def __init__(
+        self, store: Store, stream: Stream, schedule: Schedule, settings: PipelineSettings, *, batch: int
+    ) -> None:
         self._source = StreamSource(store, stream, schedule, settings)
         self._store, self._stream, self._settings = store, stream, settings
         self._is_video = stream == "rgb" and store.manifest.rgb_form == "video"
-        self._pipeline = build_pipeline(self._source, stream=stream, is_video=self._is_video, batch=batch, settings=settings)
+        self._pipeline = build_pipeline(
+            self._source, stream=stream, is_video=self._is_video, batch=batch, settings=settings
+        )
         if settings.readers:
             self._pipeline.start_py_workers()
         self._pipeline.build()
@@ -174,7 +205,7 @@ class StreamPipeline:
         except RuntimeError as error:
             raise self._name_broken(error) from error
         self._iteration += 1
-        flat = torch.from_dlpack(out.as_tensor())
+        flat = torch.utils.dlpack.from_dlpack(out.as_tensor())
         return flat.view(-1, self._settings.rule.num_frames, *flat.shape[-3:])
 
     def _name_broken(self, error: RuntimeError) -> Exception:
@@ -187,7 +218,10 @@ class StreamPipeline:
             for clip in range(len(views.centre_N)):
                 broken = self._broken_frame(views, clip)
                 if broken:
-                    return UserError(f"{self._store.path}/{broken} cannot be decoded: replace it at its source and prepare the store again (or `mmsada prepare --skip-bad`)")
+                    return UserError(
+                        f"{self._store.path}/{broken} cannot be decoded: replace it at its source and prepare the "
+                        f"store again (or `mmsada prepare --skip-bad`)"
+                    )
         return error
 
     def _broken_frame(self, views: Views, clip: int) -> str | None:

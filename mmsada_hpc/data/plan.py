@@ -1,6 +1,7 @@
 """What every step trains on: a pure function of (seed, stage, step), the same on every machine (laws 1 and 3).
 
-Spec 2.3 and 4.4: per domain, segments without replacement within an epoch; the first half of a domain's batch are corresponding pairs, the second half take the flow of
+Spec 2.3 and 4.4: per domain, segments without replacement within an epoch; the first half of a domain's batch are
+corresponding pairs, the second half take the flow of
 their neighbour; then a shuffle. RGB and flow windows, crops and flips are drawn apart.
 """
 
@@ -51,7 +52,14 @@ class ClipPlan:
 
     def take(self, rows: Ints) -> "ClipPlan":
         weights = {term: weight[rows] for term, weight in self.weights.items()}
-        return ClipPlan(self.rgb.take(rows), self.flow.take(rows), self.domain_N[rows], self.label_N[rows], self.corresponds_N[rows], weights)
+        return ClipPlan(
+            self.rgb.take(rows),
+            self.flow.take(rows),
+            self.domain_N[rows],
+            self.label_N[rows],
+            self.corresponds_N[rows],
+            weights,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class Pool:
 
 
 class EpochOrder:
-    """Positions in a pool, drawn `draw` at a time without replacement; a batch that straddles two epochs repeats nothing.
+    """Positions in a pool, drawn `draw` at a time without replacement; a batch that straddles two epochs repeats
+    nothing.
 
     Stateless: the permutations it keeps are a cache.
     """
@@ -88,7 +97,8 @@ class EpochOrder:
     def _epoch(self, epoch: int) -> Ints:
         if epoch in self._cache:
             return self._cache[epoch]
-        # Repairing the head touches the first `draw` places alone, so in a pool of two draws or more the previous tail is never a repaired one; a smaller pool is walked from epoch 0.
+        # Repairing the head touches the first `draw` places alone, so in a pool of two draws or more the previous tail
+        # is never a repaired one; a smaller pool is walked from epoch 0.
         first = epoch if self._pool >= 2 * self._draw else max((e for e in self._cache if e < epoch), default=-1) + 1
         for e in range(first, epoch + 1):
             before = self._cache.get(e - 1)
@@ -99,7 +109,16 @@ class EpochOrder:
     def _raw(self, epoch: int) -> Ints:
         if epoch < 0:
             return np.empty(0, np.int64)
-        return permutation(words(seed=self._seed, purpose=Purpose.ORDER, stage=self._stage, step=epoch, lane=self._domain, shape=(self._pool,)))
+        return permutation(
+            words(
+                seed=self._seed,
+                purpose=Purpose.ORDER,
+                stage=self._stage,
+                step=epoch,
+                lane=self._domain,
+                shape=(self._pool,),
+            )
+        )
 
     def _without_repeats(self, epoch: int, previous: Ints) -> Ints:
         order = self._raw(epoch)
@@ -141,17 +160,25 @@ class Planner:
         weigh: the method's per-clip weights from `(domain_N, corresponds_N)`.
         """
         if negatives and domain_batch < 4:
-            raise UserError(f"train.global_batch: {domain_batch} clips a domain leave no two negatives to pair; use at least 4 a domain")
+            raise UserError(
+                f"train.global_batch: {domain_batch} clips a domain leave no two negatives to pair; use at least 4 a "
+                f"domain"
+            )
         for pool in pools:
             if negatives and len(pool) < 3:
-                raise UserError(f"data.source/data.target: a domain with {len(pool)} training segment(s) cannot always pair an RGB window with another segment's flow; it needs 3 or more")
+                raise UserError(
+                    f"data.source/data.target: a domain with {len(pool)} training segment(s) cannot always pair an RGB "
+                    f"window with another segment's flow; it needs 3 or more"
+                )
         self._seed, self._pools, self._batch = seed, pools, domain_batch
         self._rule, self._frame_size, self._offsets = rule, frame_size, np.array(OFFSETS[crops])
         self._synchronised, self._negatives, self._weigh = synchronised, negatives, weigh
         self._orders: dict[tuple[int, int], EpochOrder] = {}
 
     def step(self, stage: int, step: int) -> ClipPlan:
-        """The global batch of update `step` (from 0) of a stage: `domain_batch` source clips, then as many target clips if there is a target pool."""
+        """The global batch of update `step` (from 0) of a stage: `domain_batch` source clips, then as many target clips
+        if there is a target pool.
+        """
         parts = [self._domain(stage, step, domain) for domain in range(len(self._pools))]
         domain = np.concatenate([part.domain_N for part in parts])
         corresponds = np.concatenate([part.corresponds_N for part in parts])
@@ -181,13 +208,21 @@ class Planner:
         flow_draws = np.where((positive & self._synchronised)[:, None], draws[:, 1:5], draws[:, 6:10])
         flow = self._views(pool.rows[position][partner], flow_centre[partner], flow_draws)
         clips = ClipPlan(rgb, flow, np.full(n, domain), pool.label[position], positive, {})
-        return clips.take(permutation(words(seed=self._seed, purpose=Purpose.SHUFFLE, stage=stage, step=step, lane=domain, shape=(n,))))
+        return clips.take(
+            permutation(
+                words(seed=self._seed, purpose=Purpose.SHUFFLE, stage=stage, step=step, lane=domain, shape=(n,))
+            )
+        )
 
     def _positions(self, stage: int, step: int, domain: int) -> Ints:
         pool = len(self._pools[domain])
         passes, draw = divmod(self._batch, pool)
-        order = self._orders.setdefault((stage, domain), EpochOrder(seed=self._seed, stage=stage, domain=domain, pool=pool, draw=draw))
-        whole = words(seed=self._seed, purpose=Purpose.WHOLE_PASS, stage=stage, step=step, lane=domain, shape=(passes, pool))
+        order = self._orders.setdefault(
+            (stage, domain), EpochOrder(seed=self._seed, stage=stage, domain=domain, pool=pool, draw=draw)
+        )
+        whole = words(
+            seed=self._seed, purpose=Purpose.WHOLE_PASS, stage=stage, step=step, lane=domain, shape=(passes, pool)
+        )
         return np.concatenate([*(permutation(row) for row in whole), order.positions(step)])
 
     def _views(self, segment: Ints, centre: Ints, draws: NDArray[np.uint64]) -> Views:
@@ -204,7 +239,8 @@ def _join(parts: list[Views]) -> Views:
 def _part_neighbours(position: Ints, first: int) -> Ints:
     """Reorder so that no two cyclic neighbours from place `first` on are one segment.
 
-    Only a batch of several whole passes can hold a segment twice there; without this its "negative" would be a positive.
+    Only a batch of several whole passes can hold a segment twice there; without this its "negative" would be a
+    positive.
     """
     position = position.copy()
     places = np.arange(first, len(position))

@@ -1,4 +1,6 @@
-"""Which clips a rank decodes at its i-th micro-batch: in training from the plan, at test a fixed list. Small, picklable, without state (law 1)."""
+"""Which clips a rank decodes at its i-th micro-batch: in training from the plan, at test a fixed list. Small,
+picklable, without state (law 1).
+"""
 
 from dataclasses import dataclass, field
 
@@ -68,8 +70,19 @@ class TestSchedule:
         return self.windows.take(np.arange(first, min(first + self.batch, len(self.windows))))
 
 
-def plan_test_windows(*, rows: Ints, start: Ints, stop: Ints, label: Ints, domain: int, rule: WindowRule, windows: int, frame_size: tuple[int, int]) -> ClipPlan:
-    """`windows` centre-cropped windows of each segment, segment by segment; RGB and flow share the centre (spec 4.4, 4.5).
+def plan_test_windows(
+    *,
+    rows: Ints,
+    start: Ints,
+    stop: Ints,
+    label: Ints,
+    domain: int,
+    rule: WindowRule,
+    windows: int,
+    frame_size: tuple[int, int],
+) -> ClipPlan:
+    """`windows` centre-cropped windows of each segment, segment by segment; RGB and flow share the centre (spec 4.4,
+    4.5).
 
     Args:
         rows, start, stop, label: `(segments,)` of the store.

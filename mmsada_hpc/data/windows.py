@@ -1,4 +1,6 @@
-"""Which frames a window holds, and which crop of them is seen (spec 4.4, 4.5). Plain integer arithmetic on arrays, no randomness."""
+"""Which frames a window holds, and which crop of them is seen (spec 4.4, 4.5). Plain integer arithmetic on arrays, no
+randomness.
+"""
 
 from dataclasses import dataclass
 
@@ -18,7 +20,8 @@ _TEST_SCALE = 0.875  # 224 of 256
 class WindowRule:
     """EPIC's window rule, generalised from 16 frames at step 2 of 60 fps to any number, step and flow stride.
 
-    Frame numbers are 1-based. A window with centre c holds RGB frames c - half, c - half + step, ... and flow files n // flow_stride of the same n.
+    Frame numbers are 1-based. A window with centre c holds RGB frames c - half, c - half + step, ... and flow files n
+    // flow_stride of the same n.
     """
 
     num_frames: int
@@ -30,7 +33,9 @@ class WindowRule:
         return self.num_frames // 2 * self.rgb_step
 
     def bounds(self, start: Ints, stop: Ints) -> tuple[Ints, Ints]:
-        """Smallest and largest window centre of each segment (inclusive). A segment shorter than a window gives its own ends: the window may leave it."""
+        """Smallest and largest window centre of each segment (inclusive). A segment shorter than a window gives its own
+        ends: the window may leave it.
+        """
         lo, hi = start + self.half, stop + 1 - self.half
         short = lo >= hi
         lo, hi = np.where(short, start, lo), np.where(short, stop, hi)

@@ -1,4 +1,6 @@
-"""What a method is: heads, loss terms with their weights, which clips enter each, and a schedule. One file per method; importing this package registers them."""
+"""What a method is: heads, loss terms with their weights, which clips enter each, and a schedule. One file per method;
+importing this package registers them.
+"""
 
 import difflib
 import math
@@ -9,7 +11,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from mmsada_kernels.reference import Linear, Mlp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from mmsada_hpc.config import Config, MethodConfig, ModelConfig, StageConfig, Tr
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout, plan_layout
 from mmsada_hpc.errors import UserError
+from mmsada_kernels.reference import Linear, Mlp
 
 Features = Mapping[str, Tensor]
 
@@ -53,10 +55,14 @@ class Method(nn.Module, ABC):
     figures: ClassVar[tuple[str, ...]] = ("loss_ce", "top1")
     """Keys of `Losses.figures`, in order."""
 
-    def __init__(self, *, streams: tuple[str, ...], feature_size: int, num_classes: int, model: ModelConfig, method: MethodConfig) -> None:
+    def __init__(
+        self, *, streams: tuple[str, ...], feature_size: int, num_classes: int, model: ModelConfig, method: MethodConfig
+    ) -> None:
         super().__init__()
         self.streams, self.feature_size, self.num_classes, self.settings = streams, feature_size, num_classes, method
-        self.classifier = nn.ModuleDict({s: classifier_head(feature_size, model.logits_per_class * num_classes) for s in streams})
+        self.classifier = nn.ModuleDict(
+            {s: classifier_head(feature_size, model.logits_per_class * num_classes) for s in streams}
+        )
 
     @staticmethod
     @abstractmethod
@@ -68,7 +74,9 @@ class Method(nn.Module, ABC):
         """Every head of the method, at every step (law 3)."""
 
     def scales(self, stage: int, step: int, train: TrainConfig) -> LossScales:
-        """Loss factors of update `step` (from 0) of a stage. No adversarial share in stage 1; the ramp of spec 2.2 in stage 2."""
+        """Loss factors of update `step` (from 0) of a stage. No adversarial share in stage 1; the ramp of spec 2.2 in
+        stage 2.
+        """
         settings = stage_of(train, stage)
         adversarial = stage == 2
         peak = settings.loss_scale * self.settings.lambda_d

@@ -2,22 +2,25 @@
 
     L = s * (L_y + lambda_c * L_c) + L_d^rgb + L_d^flow
 
-L_y classifies labelled source clips from the summed logits of both streams. L_c asks of source and target clips alike whether their RGB and flow windows come from one
-segment. L_d^m tells source from target behind a gradient reversal of s * lambda_d * ramp, so the discriminators learn at full weight while the features are pushed by
-lambda_d relative to L_y. Stage 1 has no adversarial share; stage 2 starts with fresh discriminators and momentum, and s = 0.2 (spec 2.1, 2.2).
+L_y classifies labelled source clips from the summed logits of both streams. L_c asks of source and target clips alike
+whether their RGB and flow windows come from one
+segment. L_d^m tells source from target behind a gradient reversal of s * lambda_d * ramp, so the discriminators learn
+at full weight while the features are pushed by
+lambda_d relative to L_y. Stage 1 has no adversarial share; stage 2 starts with fresh discriminators and momentum, and s
+= 0.2 (spec 2.1, 2.2).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from mmsada_kernels import adaptation_heads
 from numpy.typing import NDArray
 from torch import nn
 
 from mmsada_hpc.config import MethodConfig, ModelConfig
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods.base import Features, Losses, LossScales, Method, linear_of, mlp_of, register, two_layer_head
+from mmsada_kernels import adaptation_heads
 
 
 @register("mmsada")
@@ -25,10 +28,23 @@ class MmSada(Method):
     """Both alignments."""
 
     fresh_in_stage2 = ("discriminator",)
-    figures = ("loss_ce", "top1", "loss_corr", "corr_acc", "loss_domain_rgb", "domain_acc_rgb", "loss_domain_flow", "domain_acc_flow")
+    figures = (
+        "loss_ce",
+        "top1",
+        "loss_corr",
+        "corr_acc",
+        "loss_domain_rgb",
+        "domain_acc_rgb",
+        "loss_domain_flow",
+        "domain_acc_flow",
+    )
 
-    def __init__(self, *, streams: tuple[str, ...], feature_size: int, num_classes: int, model: ModelConfig, method: MethodConfig) -> None:
-        super().__init__(streams=streams, feature_size=feature_size, num_classes=num_classes, model=model, method=method)
+    def __init__(
+        self, *, streams: tuple[str, ...], feature_size: int, num_classes: int, model: ModelConfig, method: MethodConfig
+    ) -> None:
+        super().__init__(
+            streams=streams, feature_size=feature_size, num_classes=num_classes, model=model, method=method
+        )
         self.discriminator = nn.ModuleDict({s: two_layer_head(feature_size) for s in streams})
         self.correspondence = two_layer_head(len(streams) * feature_size)
 
@@ -57,7 +73,12 @@ class MmSada(Method):
         )
         adversarial = torch.stack([d.loss for d in found.domain_S]).sum()
         total = scales.ce * found.classified.loss + scales.corr * found.corresponds.loss + scales.domain * adversarial
-        figures = {"loss_ce": found.classified.loss, "top1": found.classified.accuracy, "loss_corr": found.corresponds.loss, "corr_acc": found.corresponds.accuracy}
+        figures = {
+            "loss_ce": found.classified.loss,
+            "top1": found.classified.accuracy,
+            "loss_corr": found.corresponds.loss,
+            "corr_acc": found.corresponds.accuracy,
+        }
         for stream, domain in zip(self.streams, found.domain_S, strict=True):
             figures |= {f"loss_domain_{stream}": domain.loss, f"domain_acc_{stream}": domain.accuracy}
         return Losses(total, figures)

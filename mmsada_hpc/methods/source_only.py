@@ -1,16 +1,17 @@
 """Source only: the classification loss on labelled source clips in both stages, no target clip anywhere (spec 6.4).
 
-The lower bar of every table. Trained on the target's own labelled train set (`data.source=[target kitchen]`) it is the upper bar.
+The lower bar of every table. Trained on the target's own labelled train set (`data.source=[target kitchen]`) it is the
+upper bar.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-from mmsada_kernels import classify
 from numpy.typing import NDArray
 
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods.base import Features, Losses, LossScales, Method, linear_of, register
+from mmsada_kernels import classify
 
 
 @register("source_only")

@@ -1,7 +1,9 @@
 """Batch norm by law 2: statistics over groups of clips of one domain, running statistics per domain.
 
-A forward in training normalises each group by its own mean and biased variance and adds both to a per-domain sum. Once per update, after those sums were added up over all
-ranks, `BatchNormState.update` moves the running statistics. So ranks never differ, and accumulation or recompute never counts twice.
+A forward in training normalises each group by its own mean and biased variance and adds both to a per-domain sum. Once
+per update, after those sums were added up over all
+ranks, `BatchNormState.update` moves the running statistics. So ranks never differ, and accumulation or recompute never
+counts twice.
 Sonnet's `BatchNorm` as MM-SADA uses it: offset, no scale, eps 1e-3 (spec 1.1, 1.6).
 """
 
@@ -17,7 +19,9 @@ SOURCE, TARGET = 0, 1
 
 
 class GroupContext:
-    """What the batch-norm layers of one model must know of the micro-batch at hand; one object, shared by all of them."""
+    """What the batch-norm layers of one model must know of the micro-batch at hand; one object, shared by all of
+    them.
+    """
 
     def __init__(self, *, group_size: int, test: Literal["mixture", "target"]) -> None:
         self.group_size = group_size
@@ -27,7 +31,9 @@ class GroupContext:
 
     @contextmanager
     def recorded(self, domains: Sequence[int]) -> Iterator[None]:
-        """Record the statistics of a training forward; `domains` holds one domain per group. Recompute in the backward happens outside and is not recorded."""
+        """Record the statistics of a training forward; `domains` holds one domain per group. Recompute in the backward
+        happens outside and is not recorded.
+        """
         self.domains, self.recording = tuple(domains), True
         try:
             yield
@@ -55,7 +61,9 @@ class GroupBatchNorm(nn.Module):
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         if not self.training:
             mean, var = self.test_statistics()
-            return nn.functional.batch_norm(x_NCTHW, mean, var, torch.ones_like(self.bias), self.bias, training=False, eps=EPS)
+            return nn.functional.batch_norm(
+                x_NCTHW, mean, var, torch.ones_like(self.bias), self.bias, training=False, eps=EPS
+            )
         size = self.context.group_size
         assert x_NCTHW.shape[0] % size == 0, f"{x_NCTHW.shape[0]} clips are not whole groups of {size}"
         groups = [self._normalise(index, x) for index, x in enumerate(x_NCTHW.split(size))]
@@ -70,7 +78,9 @@ class GroupBatchNorm(nn.Module):
         return y
 
     def test_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance, `(C,)` each: both domains weighted by their groups per update (as released), or the target's."""
+        """Mean and variance, `(C,)` each: both domains weighted by their groups per update (as released), or the
+        target's.
+        """
         if self.context.test == "target":
             return self.running_mean_DC[TARGET], self.running_var_DC[TARGET]
         share_D1 = (self.groups_D / self.groups_D.sum())[:, None]  # no matrix product: autocast would take it to bf16
@@ -100,7 +110,9 @@ class BatchNormState:
             groups: source and target groups of the update, G = their sum.
         """
         rate = 1 - self._decay ** sum(groups)
-        for layer, part in zip(self._layers, total.split([layer.sum_DSC.numel() for layer in self._layers]), strict=True):
+        for layer, part in zip(
+            self._layers, total.split([layer.sum_DSC.numel() for layer in self._layers]), strict=True
+        ):
             sums_DSC = part.view_as(layer.sum_DSC)
             layer.groups_D.copy_(torch.tensor(groups))
             for domain, count in enumerate(groups):

@@ -66,13 +66,17 @@ class SameMaxPool3d(nn.Module):
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         pads = _paddings(x_NCTHW, self.kernel, self.stride)
         assert all(after - before in (0, 1) and (before == after or before == 0) for before, after in pads)
-        return nn.functional.max_pool3d(x_NCTHW, self.kernel, self.stride, tuple(before for before, _ in pads), ceil_mode=True)
+        return nn.functional.max_pool3d(
+            x_NCTHW, self.kernel, self.stride, tuple(before for before, _ in pads), ceil_mode=True
+        )
 
 
 class Unit3d(nn.Module):
     """Convolution without bias, batch norm, ReLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, context: GroupContext, *, kernel: int = 1, stride: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, context: GroupContext, *, kernel: int = 1, stride: int = 1
+    ) -> None:
         super().__init__()
         self.conv3d = SameConv3d(channels_in, channels_out, kernel, stride)
         self.bn = GroupBatchNorm(channels_out, context)
@@ -96,7 +100,12 @@ class Mixed(nn.Module):
         self.b3b = Unit3d(channels_in, b3b, context)
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
-        branches = [self.b0(x_NCTHW), self.b1b(self.b1a(x_NCTHW)), self.b2b(self.b2a(x_NCTHW)), self.b3b(self.pool(x_NCTHW))]
+        branches = [
+            self.b0(x_NCTHW),
+            self.b1b(self.b1a(x_NCTHW)),
+            self.b2b(self.b2a(x_NCTHW)),
+            self.b3b(self.pool(x_NCTHW)),
+        ]
         return torch.cat(branches, dim=1)
 
 

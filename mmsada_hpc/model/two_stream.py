@@ -23,7 +23,9 @@ class TwoStream(nn.Module):
     def __init__(self, *, width: float, group_size: int, test_statistics: Literal["mixture", "target"]) -> None:
         super().__init__()
         self.context = GroupContext(group_size=group_size, test=test_statistics)
-        self.streams = nn.ModuleDict({name: I3d(channels, self.context, width=width) for name, channels in STREAM_CHANNELS.items()})
+        self.streams = nn.ModuleDict(
+            {name: I3d(channels, self.context, width=width) for name, channels in STREAM_CHANNELS.items()}
+        )
         self.feature_size: int = next(iter(self.streams.values())).feature_size  # type: ignore[assignment]
 
     def forward(self, clips_NTHWC: Mapping[str, Tensor], domains: Sequence[int] = ()) -> dict[str, Tensor]:
@@ -44,5 +46,7 @@ class TwoStream(nn.Module):
 
 
 def use_ndhwc_weights(model: nn.Module) -> None:
-    """Convolution weights to `channels_last_3d`. After `deepspeed.initialize`, never before it (measured: before, it crashes)."""
+    """Convolution weights to `channels_last_3d`. After `deepspeed.initialize`, never before it (measured: before, it
+    crashes).
+    """
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

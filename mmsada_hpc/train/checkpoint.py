@@ -1,6 +1,7 @@
 """Checkpoints that exist whole or not at all (law 7): temporary folder, fsync, checksum, rename, then the pointer.
 
-One consolidated file that any world size reads: weights and buffers, momentum by parameter name, position. The loader holds no state, so nothing of it is saved.
+One consolidated file that any world size reads: weights and buffers, momentum by parameter name, position. The loader
+holds no state, so nothing of it is saved.
 """
 
 import hashlib
@@ -63,7 +64,10 @@ class Checkpoints:
             self._point_to(name)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"{final}: the checkpoint could not be written ({error.strerror}); free space or choose another run.dir, then start the same command again") from error
+            raise UserError(
+                f"{final}: the checkpoint could not be written ({error.strerror}); free space or choose another "
+                f"run.dir, then start the same command again"
+            ) from error
         self._drop_old()
         return final
 
@@ -90,7 +94,12 @@ class Checkpoints:
         torch.save({"model": _plain(state.model), "momentum": _plain(state.momentum)}, buffer)
         data = buffer.getbuffer()
         _write_synced(temporary / _STATE, data)
-        manifest = {"position": asdict(state.position), "config_hash": self._hash, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest = {
+            "position": asdict(state.position),
+            "config_hash": self._hash,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
         _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(temporary)
 
@@ -104,7 +113,10 @@ class Checkpoints:
             self._warn(f"{path} is damaged ({error}); taking the one before it")
             return None
         if manifest["config_hash"] != self._hash:
-            raise UserError(f"run.dir={self.folder.parent} holds a run with other settings (its config.yaml tells which): choose another run.dir, or remove that folder")
+            raise UserError(
+                f"run.dir={self.folder.parent} holds a run with other settings (its config.yaml tells which): choose "
+                f"another run.dir, or remove that folder"
+            )
         values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return TrainState(Position(**manifest["position"]), values["model"], values["momentum"])
 

@@ -23,7 +23,8 @@ Momentum = Mapping[str, Tensor]
 class Engine(ABC):
     """Forward, backward and update of one stage.
 
-    A rank's loss is its weighted sum x world size x accumulation, because every engine averages over ranks and micro-batches (law 3).
+    A rank's loss is its weighted sum x world size x accumulation, because every engine averages over ranks and
+    micro-batches (law 3).
     """
 
     def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout) -> None:
@@ -38,8 +39,8 @@ class Engine(ABC):
         """`(logits, features)` in test mode, no gradients."""
 
     @abstractmethod
-    def update(self) -> None:
-        """One optimiser update; gradients are then zero."""
+    def update(self, lr: float) -> None:
+        """One optimiser update at a learning rate; gradients are then zero."""
 
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
@@ -58,10 +59,12 @@ class Engine(ABC):
         """Free what the engine hung on the module."""
 
 
-def make_engine(module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None = None) -> Engine:
+def make_engine(
+    module: TrainModule, train: TrainConfig, layout: BatchLayout, *, momentum: Momentum | None = None
+) -> Engine:
     """Wrap a module whose weights are loaded; `momentum` is what a checkpoint held, None starts anew."""
     kind = DeepSpeedEngine if train.engine == "deepspeed" else DdpEngine
-    return kind(module, train, layout, lr=lr, momentum=momentum)
+    return kind(module, train, layout, momentum=momentum)
 
 
 def _named(module: TrainModule) -> list[tuple[str, torch.nn.Parameter]]:
@@ -71,21 +74,33 @@ def _named(module: TrainModule) -> list[tuple[str, torch.nn.Parameter]]:
 def _check_names(module: TrainModule, momentum: Momentum) -> None:
     missing = {name for name, _ in _named(module)} ^ set(momentum)
     if missing:
-        raise UserError(f"the checkpoint's momentum does not fit the model: {sorted(missing)[0]}; it was written by another method or model.width")
+        raise UserError(
+            f"the checkpoint's momentum does not fit the model: {sorted(missing)[0]}; it was written by another method "
+            f"or model.width"
+        )
 
 
 class DdpEngine(Engine):
     """`DistributedDataParallel` with gradient accumulation by `no_sync`."""
 
-    def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None) -> None:
+    def __init__(
+        self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, momentum: Momentum | None
+    ) -> None:
         super().__init__(module, train, layout)
         if train.precision == "fp64":
             module.double()
         if train.memory_format == "ndhwc":
             use_ndhwc_weights(module)
         device = next(module.parameters()).device
-        self._ddp = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=False)
-        self._optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=train.momentum, weight_decay=train.weight_decay)
+        self._ddp = DistributedDataParallel(
+            module,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=False,
+        )
+        self._optimizer = torch.optim.SGD(
+            module.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay
+        )
         if momentum is not None:
             _check_names(module, momentum)
             for name, parameter in _named(module):
@@ -104,9 +119,10 @@ class DdpEngine(Engine):
     def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         self.module.eval()
         with self._autocast():
-            return self.module(batch)  # type: ignore[no-any-return]
+            return self.module(batch)
 
-    def update(self) -> None:
+    def update(self, lr: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -114,7 +130,11 @@ class DdpEngine(Engine):
         return dict(self.module.state_dict())
 
     def momentum(self) -> dict[str, Tensor]:
-        return {name: self._optimizer.state[p]["momentum_buffer"] for name, p in _named(self.module) if p in self._optimizer.state}
+        return {
+            name: self._optimizer.state[p]["momentum_buffer"]
+            for name, p in _named(self.module)
+            if p in self._optimizer.state
+        }
 
     def gradient_norm(self) -> Tensor | None:
         return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
@@ -130,7 +150,9 @@ class DdpEngine(Engine):
 class DeepSpeedEngine(Engine):
     """`deepspeed.initialize` with a plain SGD, ZeRO stage and `torch_autocast` from the config."""
 
-    def __init__(self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, lr: float, momentum: Momentum | None) -> None:
+    def __init__(
+        self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, momentum: Momentum | None
+    ) -> None:
         super().__init__(module, train, layout)
         import deepspeed  # takes seconds, and prints
 
@@ -139,11 +161,13 @@ class DeepSpeedEngine(Engine):
         if train.zero_stage == 3:
             for parameter in module.method.parameters():  # the kernels take them outside their own modules
                 deepspeed.zero.register_external_parameter(module, parameter)
-        # ZeRO makes its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves weights and momentum untouched.
+        # ZeRO makes its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves
+        # weights and momentum untouched.
         optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, train.weight_decay
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False
+        )
+        self._engine.optimizer.param_groups[0]["weight_decay"] = train.weight_decay
         if train.memory_format == "ndhwc" and train.zero_stage == 0:
             use_ndhwc_weights(module)
         if momentum is not None:
@@ -162,19 +186,27 @@ class DeepSpeedEngine(Engine):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         self._engine.eval()
-        return self._engine(batch)  # type: ignore[no-any-return]
+        return self._engine(batch)
 
-    def update(self) -> None:
+    def update(self, lr: float) -> None:
+        self._engine.optimizer.param_groups[0]["lr"] = lr
         self._engine.step()
 
     def model_state(self) -> dict[str, Tensor]:
         with self._gathered():
-            return {name: value.clone() if self.train.zero_stage == 3 else value for name, value in self.module.state_dict().items()}
+            return {
+                name: value.clone() if self.train.zero_stage == 3 else value
+                for name, value in self.module.state_dict().items()
+            }
 
     def momentum(self) -> dict[str, Tensor]:
         if self.train.zero_stage == 0:
             state = self._optimizer.state
-            return {name: state[p]["momentum_buffer"] for name, p in _named(self.module) if "momentum_buffer" in state.get(p, {})}
+            return {
+                name: state[p]["momentum_buffer"]
+                for name, p in _named(self.module)
+                if "momentum_buffer" in state.get(p, {})
+            }
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return {name: safe_get_full_optimizer_state(p, "momentum_buffer").clone() for name, p in _named(self.module)}
@@ -208,6 +240,11 @@ class DeepSpeedEngine(Engine):
             yield
 
 
+def gradient_dtype(train: TrainConfig) -> str:
+    """What gradients travel in between ranks (D14): DDP sends the fp32 gradients of its fp32 weights."""
+    return "fp32" if train.precision == "bf16" and train.engine == "ddp" else train.precision
+
+
 def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     """DeepSpeed's own settings; batch sizes in its words."""
     bf16 = train.precision == "bf16"
@@ -218,7 +255,7 @@ def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
         "zero_optimization": {"stage": train.zero_stage, "overlap_comm": train.zero_stage > 0},
         "zero_allow_untested_optimizer": True,  # SGD is not in DeepSpeed's list (D16)
         "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
-        "communication_data_type": "bf16" if bf16 else "fp32",
+        "communication_data_type": gradient_dtype(train),
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

@@ -1,4 +1,6 @@
-"""Scoring: five centre-cropped windows a segment, mean of their softmaxes, argmax over all outputs (spec 1.2, 4.4, 4.6)."""
+"""Scoring: five centre-cropped windows a segment, mean of their softmaxes, argmax over all outputs (spec 1.2, 4.4,
+4.6).
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +38,9 @@ class SetScores:
         confusion = confusion_matrix(self.labels, self.predictions(), num_classes)
         recall = per_class_recall(confusion)
         present = [r for r in recall if r is not None]
-        streams = {f"top1_{s}": _percent(self.predictions(s) == self.labels) for s in self.probabilities if s != "fused"}
+        streams = {
+            f"top1_{s}": _percent(self.predictions(s) == self.labels) for s in self.probabilities if s != "fused"
+        }
         return {
             "top1": _percent(self.predictions() == self.labels),
             **streams,
@@ -56,15 +60,28 @@ def score_set(setup: Setup, engine: Engine, name: str) -> SetScores:
     outputs = _score_rows(setup, engine, mine, most=-(-len(rows) // setup.world.size), domain=int(side == "target"))
     gathered: list[dict[str, Floats]] = [{}] * setup.world.size
     dist.all_gather_object(gathered, outputs)
-    order = np.argsort(np.concatenate([rows[rank :: setup.world.size] for rank in range(setup.world.size)]), kind="stable")
+    order = np.argsort(
+        np.concatenate([rows[rank :: setup.world.size] for rank in range(setup.world.size)]), kind="stable"
+    )
     joined = {key: np.concatenate([part[key] for part in gathered])[order] for key in outputs}
-    split_by = {prefix: {key.split("/")[1]: value for key, value in joined.items() if key.startswith(prefix)} for prefix in ("probability/", "feature/")}
+    split_by = {
+        prefix: {key.split("/")[1]: value for key, value in joined.items() if key.startswith(prefix)}
+        for prefix in ("probability/", "feature/")
+    }
     ordered = np.sort(rows)
-    return SetScores(ordered, setup.store.segments.label[ordered], split_by["probability/"], split_by["feature/"], time.perf_counter() - begin)
+    return SetScores(
+        ordered,
+        setup.store.segments.label[ordered],
+        split_by["probability/"],
+        split_by["feature/"],
+        time.perf_counter() - begin,
+    )
 
 
 def _score_rows(setup: Setup, engine: Engine, mine: NDArray[np.int64], *, most: int, domain: int) -> dict[str, Floats]:
-    """Mean outputs per segment of this rank. Ranks with fewer segments than `most` repeat some, because ZeRO 3 wants equal numbers of forwards."""
+    """Mean outputs per segment of this rank. Ranks with fewer segments than `most` repeat some, because ZeRO 3 wants
+    equal numbers of forwards.
+    """
     windows, batch, segments = setup.config.eval.windows, setup.config.eval.batch, setup.store.segments
     padded = np.resize(mine, most) if len(mine) else np.zeros(most, np.int64)
     plan = plan_test_windows(
@@ -86,11 +103,15 @@ def _score_rows(setup: Setup, engine: Engine, mine: NDArray[np.int64], *, most: 
             parts.setdefault(f"probability/{stream}", []).append(torch.softmax(value.double(), dim=1).cpu().numpy())
         for stream, value in features.items():
             parts.setdefault(f"feature/{stream}", []).append(value.double().cpu().numpy())
-    return {key: np.concatenate(value).reshape(most, windows, -1).mean(axis=1)[: len(mine)] for key, value in parts.items()}
+    return {
+        key: np.concatenate(value).reshape(most, windows, -1).mean(axis=1)[: len(mine)] for key, value in parts.items()
+    }
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """`(classes, classes + 1)`: rows true, columns predicted; the last column counts the spare outputs of the released classifier."""
+    """`(classes, classes + 1)`: rows true, columns predicted; the last column counts the spare outputs of the released
+    classifier.
+    """
     matrix = np.zeros((num_classes, num_classes + 1), np.int64)
     np.add.at(matrix, (labels, np.minimum(predictions, num_classes)), 1)
     return matrix

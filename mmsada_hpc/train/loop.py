@@ -1,4 +1,6 @@
-"""The training loop, from top to bottom: two stages of updates, with evaluation, checkpoints and a common stop at the step boundary."""
+"""The training loop, from top to bottom: two stages of updates, with evaluation, checkpoints and a common stop at the
+step boundary.
+"""
 
 import time
 from collections.abc import Mapping
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmsada_hpc.config import StageConfig
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import LossScales, stage_of
@@ -38,7 +41,9 @@ class Trained:
 class TrainLoop:
     """Trains one run; built once per start."""
 
-    def __init__(self, setup: Setup, *, screen: Screen, metrics: MetricsLog, checkpoints: Checkpoints, stop: StopFlag) -> None:
+    def __init__(
+        self, setup: Setup, *, screen: Screen, metrics: MetricsLog, checkpoints: Checkpoints, stop: StopFlag
+    ) -> None:
         self.setup, self.config = setup, setup.config
         self.screen, self.metrics, self.checkpoints, self.stop = screen, metrics, checkpoints, stop
         self.is_main = setup.world.rank == 0
@@ -70,7 +75,12 @@ class TrainLoop:
         if stage == 2 and state.position.step == 0:
             module.method.start_stage2(part_seed(self.config.seed, "stage 2 heads"))
         # An optimiser that is not there yet starts at zero momentum: that is the reset between the stages.
-        return make_engine(module, self.config.train, self.setup.layout, lr=stage_of(self.config.train, stage).lr, momentum=state.momentum or None)
+        return make_engine(
+            module,
+            self.config.train,
+            self.setup.layout,
+            momentum=state.momentum or None,
+        )
 
     def _run_stage(self, engine: Engine, stage: int, *, start: int, steps: int) -> None:
         loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_size)
@@ -89,14 +99,19 @@ class TrainLoop:
                     self._save(engine, done)
                 if row["stop"]:
                     number = self.stop.received or int(row["stop"])
-                    raise Stopped(f"stopped by signal {number} after step {step + 1} of stage {stage}; saved: start the same command to go on", number)
+                    raise Stopped(
+                        f"stopped by signal {number} after step {step + 1} of stage {stage}; saved: start the same "
+                        f"command to go on",
+                        number,
+                    )
 
     def _update(self, engine: Engine, loader: Loader, norms: BatchNormState, stage: int, step: int) -> dict[str, Any]:
         """One update of all ranks; returns its row of metrics.jsonl."""
         begin, loader.wait_s = time.perf_counter(), 0.0
         scales = engine.module.method.scales(stage, step, self.config.train)
         figures = [
-            engine.forward_backward(loader.next(), scales, last=micro == self.setup.layout.accumulation - 1).figures for micro in range(self.setup.layout.accumulation)
+            engine.forward_backward(loader.next(), scales, last=micro == self.setup.layout.accumulation - 1).figures
+            for micro in range(self.setup.layout.accumulation)
         ]
         names = engine.module.method.figures
         local = torch.stack([torch.stack([part[name].detach() for part in figures]).sum() for name in names])
@@ -104,14 +119,15 @@ class TrainLoop:
         norm = engine.gradient_norm()
         shared = dict(zip(names, values.tolist(), strict=True))
         self._check_finite(shared, norm, stage, step)
-        engine.update()
+        lr = learning_rate(stage_of(self.config.train, stage), step)
+        engine.update(lr)
         seconds = time.perf_counter() - begin
         self.timed_clips += self.config.train.global_batch
         self.timed_s += seconds
         return {
             **self._position_row("train", Position(stage, step + 1)),
             **self._loss_row(shared, scales),
-            "lr": stage_of(self.config.train, stage).lr,
+            "lr": lr,
             "grl": scales.reversal,
             "grad_norm": None if norm is None else float(norm),
             "clips_per_s": self.config.train.global_batch / seconds,
@@ -122,7 +138,9 @@ class TrainLoop:
         }
 
     def _agree(self, engine: Engine, norms: BatchNormState, local: Tensor) -> tuple[Tensor, list[float]]:
-        """The one small all-reduce of a step: batch-norm sums, logged figures, stop flag and save flag. Moves the running statistics."""
+        """The one small all-reduce of a step: batch-norm sums, logged figures, stop flag and save flag. Moves the
+        running statistics.
+        """
         sums = norms.take_sums()
         period = 60 * self.config.checkpoint.minutes
         due = self.is_main and period > 0 and time.monotonic() - self.saved_at > period
@@ -143,12 +161,19 @@ class TrainLoop:
         if bad:
             kept = self.checkpoints.saved()
             last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-            raise UserError(f"{', '.join(bad)} not finite at step {step + 1} of stage {stage}; no update was made, {last}; lower train.stage{stage}.lr, or look at the clips of that step")
+            raise UserError(
+                f"{', '.join(bad)} not finite at step {step + 1} of stage {stage}; no update was made, {last}; lower "
+                f"train.stage{stage}.lr, or look at the clips of that step"
+            )
 
     def _loss_row(self, figures: Mapping[str, float], scales: LossScales) -> dict[str, float]:
         adversarial = sum(value for name, value in figures.items() if name.startswith("loss_domain"))
-        total = scales.ce * figures["loss_ce"] + scales.corr * figures.get("loss_corr", 0.0) + scales.domain * adversarial
-        return {"loss": total} | {name: value if name.startswith("loss") else 100 * value for name, value in figures.items()}
+        total = (
+            scales.ce * figures["loss_ce"] + scales.corr * figures.get("loss_corr", 0.0) + scales.domain * adversarial
+        )
+        return {"loss": total} | {
+            name: value if name.startswith("loss") else 100 * value for name, value in figures.items()
+        }
 
     def _position_row(self, kind: str, done: Position) -> dict[str, Any]:
         before = self.config.train.stage1.steps if done.stage == 2 else 0
@@ -190,3 +215,8 @@ class TrainLoop:
             self.checkpoints.save(state)
         dist.barrier()
         self.saved_at = time.monotonic()
+
+
+def learning_rate(stage: StageConfig, step: int) -> float:
+    """Rate of update `step` (from 0) of a stage."""
+    return stage.lr * min(1.0, (step + 1) / max(1, stage.warmup_steps))

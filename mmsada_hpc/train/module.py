@@ -19,12 +19,20 @@ class TrainModule(nn.Module):
     def __init__(self, config: Config, *, num_classes: int) -> None:
         super().__init__()
         settings = config.model
-        self.network = TwoStream(width=settings.width, group_size=settings.batch_norm.group_size, test_statistics=settings.batch_norm.test)
+        self.network = TwoStream(
+            width=settings.width, group_size=settings.batch_norm.group_size, test_statistics=settings.batch_norm.test
+        )
         self.method = find_method(config.method.name)(
-            streams=tuple(STREAM_CHANNELS), feature_size=self.network.feature_size, num_classes=num_classes, model=settings, method=config.method
+            streams=tuple(STREAM_CHANNELS),
+            feature_size=self.network.feature_size,
+            num_classes=num_classes,
+            model=settings,
+            method=config.method,
         )
 
-    def forward(self, batch: Batch, scales: LossScales | None = None) -> tuple[Tensor, Mapping[str, Tensor]] | tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, scales: LossScales | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]] | tuple[dict[str, Tensor], dict[str, Tensor]]:
         """With `scales` `(total, figures)` of a training step; without, `(logits, features)` of the test mode.
 
         Plain tuples and dicts, because ZeRO 3 looks for the tensors in what a module returns and knows no others.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 from mmsada_hpc.cluster.host import affinity_warning, keep_freed_memory, set_threads
 from mmsada_hpc.cluster.join import agree, join, leave
 from mmsada_hpc.cluster.world import World, find_world
@@ -22,6 +21,7 @@ from mmsada_hpc.observe.record import write_json, write_record
 from mmsada_hpc.observe.screen import Screen, quiet_screen
 from mmsada_hpc.observe.summary import result_table
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
+from mmsada_hpc.train.engine import gradient_dtype
 from mmsada_hpc.train.evaluate import mean_over, score_set
 from mmsada_hpc.train.loop import Trained, TrainLoop
 from mmsada_hpc.train.setup import Setup
@@ -42,7 +42,9 @@ def train(config: Config) -> dict[str, Any]:
     with quiet_screen(config.run.dir, world.rank) as screen, StopFlag().listening() as stop:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        world = join(world, backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        world = join(
+            world, backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
+        )
         result = train_in_world(config, world, screen, stop)
         leave()
         return result
@@ -62,7 +64,9 @@ def train_in_world(config: Config, world: World, screen: Screen, stop: StopFlag)
 
 def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[str, Any]:
     config, is_main = setup.config, setup.world.rank == 0
-    checkpoints = Checkpoints(config.run.dir, keep=config.checkpoint.keep, config_hash=config_hash(config), warn=screen.print)
+    checkpoints = Checkpoints(
+        config.run.dir, keep=config.checkpoint.keep, config_hash=config_hash(config), warn=screen.print
+    )
     finished = _finished_result(config)
     state = checkpoints.load_newest() or TrainState(Position(), {}, {})
     if finished is not None and state.position == Position(2, config.train.stage2.steps):
@@ -73,7 +77,10 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[s
         screen.print(f"going on from step {state.position.step} of stage {state.position.stage}")
     if is_main:
         _write_text(config.run.dir / "config.yaml", dump_config(config))
-        write_record(config.run.dir, extra={"device": str(setup.device), "world_size": setup.world.size, "batch": setup.layout.describe()})
+        write_record(
+            config.run.dir,
+            extra={"device": str(setup.device), "world_size": setup.world.size, "batch": setup.layout.describe()},
+        )
     with MetricsLog(config.run.dir, tensorboard=config.observe.tensorboard, enabled=is_main) as metrics:
         metrics.truncate_after(before + state.position.step if state.model else -1)
         loop = TrainLoop(setup, screen=screen, metrics=metrics, checkpoints=checkpoints, stop=stop)
@@ -105,17 +112,23 @@ def _finished_result(config: Config) -> dict[str, Any] | None:
 
 def _announce(screen: Screen, setup: Setup, threads: int) -> None:
     world, config = setup.world, setup.config
-    screen.print(f"{config.method.name} ({config.recipe} recipe), {'+'.join(config.data.source)} -> {'+'.join(config.data.target) or '-'}, seed {config.seed}, {config.run.dir}")
     screen.print(
-        f"{world.size} rank(s) by {world.launcher}, {setup.device.type}, {threads} thread(s) a rank, {config.train.engine}"
-        f"{f' ZeRO {config.train.zero_stage}' if config.train.engine == 'deepspeed' else ''}, {config.train.precision} (gradients travel in {'bf16' if config.train.precision == 'bf16' and config.train.engine == 'deepspeed' else config.train.precision.replace('bf16', 'fp32')})"
+        f"{config.method.name} ({config.recipe} recipe), {'+'.join(config.data.source)} -> "
+        f"{'+'.join(config.data.target) or '-'}, seed {config.seed}, {config.run.dir}"
+    )
+    engine = f"DeepSpeed ZeRO {config.train.zero_stage}" if config.train.engine == "deepspeed" else "DDP"
+    screen.print(
+        f"{world.size} rank(s) by {world.launcher}, {setup.device.type}, {threads} thread(s) a rank, {engine}, "
+        f"{config.train.precision} (gradients travel in {gradient_dtype(config.train)})"
     )
     screen.print(setup.layout.describe())
     for warning in [*setup.warnings(), *filter(None, [affinity_warning(world.cpus_per_task)])]:
         screen.print(f"warning: {warning}")
 
 
-def _store_features(setup: Setup, loop: TrainLoop, state: TrainState | None, name: str, trained: Trained | None = None) -> None:
+def _store_features(
+    setup: Setup, loop: TrainLoop, state: TrainState | None, name: str, trained: Trained | None = None
+) -> None:
     """Both domains' test features for the report's embedding."""
     if not setup.config.data.target:
         return
@@ -126,12 +139,18 @@ def _store_features(setup: Setup, loop: TrainLoop, state: TrainState | None, nam
     if setup.world.rank == 0:
         folder = setup.config.run.dir / "features"
         folder.mkdir(exist_ok=True)
-        streams = {stream: np.concatenate([p.features[stream] for p in parts]).astype(np.float32) for stream in parts[0].features}
+        streams = {
+            stream: np.concatenate([p.features[stream] for p in parts]).astype(np.float32)
+            for stream in parts[0].features
+        }
         domain = np.concatenate([np.full(len(p.rows), d) for d, p in enumerate(parts)])
-        np.savez_compressed(folder / f"{name}.npz", domain=domain, label=np.concatenate([p.labels for p in parts]), **streams)
+        arrays: dict[str, Any] = {**streams, "domain": domain, "label": np.concatenate([p.labels for p in parts])}
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
 
 
-def _result(setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any]], *, seconds: float) -> dict[str, Any]:
+def _result(
+    setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any]], *, seconds: float
+) -> dict[str, Any]:
     config, world = setup.config, setup.world
     result: dict[str, Any] = {
         "method": config.method.name,
@@ -163,5 +182,3 @@ def _write_text(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-

@@ -50,7 +50,10 @@ class Setup:
     def rule(self) -> WindowRule:
         data, stride = self.config.data, self.store.manifest.flow.stride
         if data.rgb_step % stride:
-            raise UserError(f"data.rgb_step={data.rgb_step}: the flow of {self.store.path} has stride {stride}, so a window would repeat flow frames; use a multiple of {stride}")
+            raise UserError(
+                f"data.rgb_step={data.rgb_step}: the flow of {self.store.path} has stride {stride}, so a window would "
+                f"repeat flow frames; use a multiple of {stride}"
+            )
         return WindowRule(data.num_frames, data.rgb_step, stride)
 
     @property
@@ -64,13 +67,24 @@ class Setup:
         gpu = self.device.type == "cuda" if data.device == "auto" else data.device == "gpu"
         threads = data.threads or num_threads(self.world.local_size, cpus_per_task=self.world.cpus_per_task)
         return PipelineSettings(
-            self.rule, data.crop, "gpu" if gpu else "cpu", self.world.local_rank if gpu else None, threads, data.prefetch, data.readers, data.motion
+            self.rule,
+            data.crop,
+            "gpu" if gpu else "cpu",
+            self.world.local_rank if gpu else None,
+            threads,
+            data.prefetch,
+            data.readers,
+            data.motion,
         )
 
     @cached_property
     def planner(self) -> Planner:
         data = self.config.data
-        pools = (self._pool(data.source, "data.source"), self._pool(data.target, "data.target")) if self.method.adapts else (self._pool(data.source, "data.source"),)
+        pools = (
+            (self._pool(data.source, "data.source"), self._pool(data.target, "data.target"))
+            if self.method.adapts
+            else (self._pool(data.source, "data.source"),)
+        )
         return Planner(
             seed=self.config.seed,
             pools=pools,
@@ -86,7 +100,10 @@ class Setup:
     def rows(self, names: tuple[str, ...], split: str, *, key: str) -> Ints:
         """Segments of several domains in the store's order."""
         if not names:
-            raise UserError(f"{key} is empty: name one or more domains of {self.store.path} ({', '.join(self.store.manifest.domains)})")
+            raise UserError(
+                f"{key} is empty: name one or more domains of {self.store.path} "
+                f"({', '.join(self.store.manifest.domains)})"
+            )
         return np.concatenate([self.store.select(name, split) for name in names])
 
     def _pool(self, names: tuple[str, ...], key: str) -> Pool:
@@ -105,8 +122,10 @@ class Setup:
                 need = int(frames(first)[0]), int(frames(last)[-1])
                 if need[0] < have[0] or need[1] > have[1]:
                     raise UserError(
-                        f"segment {segments.uid[row]} ({self.store.videos[video]}, frames {segments.start[row]}-{segments.stop[row]}): a window of data.num_frames={rule.num_frames} "
-                        f"at data.rgb_step={rule.rgb_step} needs {stream} frames {need[0]}-{need[1]}, the store has {have[0]}-{have[1]}"
+                        f"segment {segments.uid[row]} ({self.store.videos[video]}, frames "
+                        f"{segments.start[row]}-{segments.stop[row]}): a window of data.num_frames={rule.num_frames} "
+                        f"at data.rgb_step={rule.rgb_step} needs {stream} frames {need[0]}-{need[1]}, the store has "
+                        f"{have[0]}-{have[1]}"
                     )
 
     def new_module(self) -> TrainModule:
@@ -116,7 +135,12 @@ class Setup:
     def train_loader(self, stage: int, start: int, *, features: int) -> Loader:
         """Micro-batches of this rank from update `start` of a stage on."""
         schedule = TrainSchedule(self.planner, self.layout, self.world.rank, stage, start)
-        return Loader(self.store, schedule, self.decoding, dropout=DropoutPlan(self.config.seed, self.config.model.dropout, features))
+        return Loader(
+            self.store,
+            schedule,
+            self.decoding,
+            dropout=DropoutPlan(self.config.seed, self.config.model.dropout, features),
+        )
 
     def test_loader(self, schedule: TestSchedule) -> Loader:
         return Loader(self.store, schedule, self.decoding)
@@ -126,13 +150,21 @@ class Setup:
         self.layout, self.rule, self.planner, self.device  # noqa: B018
         height, width = self.frame_size
         if min(height, width) * 0.75 < self.config.data.crop / 2:
-            raise UserError(f"data.crop={self.config.data.crop} would enlarge the stored {height}x{width} frames more than twofold; use a smaller crop")
+            raise UserError(
+                f"data.crop={self.config.data.crop} would enlarge the stored {height}x{width} frames more than "
+                f"twofold; use a smaller crop"
+            )
         if self.config.model.batch_norm.test == "target" and not self.method.adapts:
-            raise UserError(f"model.batch_norm.test=target: method.name={self.method.name} sees no target clip in training; use mixture")
+            raise UserError(
+                f"model.batch_norm.test=target: method.name={self.method.name} sees no target clip in training; use "
+                f"mixture"
+            )
         for key, names in (("eval.sets", self.config.eval.sets), ("eval.during", self.config.eval.during)):
             for name in names:
                 side, _, split = name.partition("/")
-                self._check_windows(self.rows(getattr(self.config.data, side), split, key=f"data.{side} ({key}={name})"))
+                self._check_windows(
+                    self.rows(getattr(self.config.data, side), split, key=f"data.{side} ({key}={name})")
+                )
         return self
 
     def warnings(self) -> list[str]:
@@ -142,5 +174,8 @@ class Setup:
         left = math.exp(math.log(decay) * groups * (train.stage1.steps + train.stage2.steps))
         found = []
         if left > 0.05:
-            found.append(f"model.batch_norm.decay={decay}: {100 * left:.0f} % of the initial running statistics will be left at the end; a run from scratch wants a smaller decay")
+            found.append(
+                f"model.batch_norm.decay={decay}: {100 * left:.0f} % of the initial running statistics will be left at "
+                f"the end; a run from scratch wants a smaller decay"
+            )
         return found

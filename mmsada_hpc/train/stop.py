@@ -1,4 +1,6 @@
-"""Whoever is told to stop, stops together (law 6): a signal sets a flag, the flag is added up over ranks at the step boundary, all save."""
+"""Whoever is told to stop, stops together (law 6): a signal sets a flag, the flag is added up over ranks at the step
+boundary, all save.
+"""
 
 import signal
 from collections.abc import Iterator

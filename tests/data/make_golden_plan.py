@@ -1,4 +1,6 @@
-"""Writes golden_plan.txt. Run it once per change of law 1, and say in the commit why old runs may no longer be repeated: `python -m tests.data.make_golden_plan`."""
+"""Writes golden_plan.txt. Run it once per change of law 1, and say in the commit why old runs may no longer be
+repeated: `python -m tests.data.make_golden_plan`.
+"""
 
 from tests.data.test_plan import GOLDEN, golden_rows
 

@@ -1,4 +1,8 @@
-"""However the global batch is split, every rank takes whole batch-norm groups, and all rows are taken once (laws 1, 2)."""
+"""However the global batch is split, every rank takes whole batch-norm groups, and all rows are taken once (laws 1,
+2).
+"""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +11,12 @@ from mmsada_hpc.data.layout import BatchLayout, plan_layout
 from mmsada_hpc.errors import UserError
 
 
-def split(world: int, micro: int, *, layout: str = "auto", domains: int = 2, batch: int = 128, group: int = 16) -> BatchLayout:
-    return plan_layout(global_batch=batch, micro_batch=micro, world_size=world, group_size=group, num_domains=domains, layout=layout)  # type: ignore[arg-type]
+def split(
+    world: int, micro: int, *, layout: Any = "auto", domains: int = 2, batch: int = 128, group: int = 16
+) -> BatchLayout:
+    return plan_layout(
+        global_batch=batch, micro_batch=micro, world_size=world, group_size=group, num_domains=domains, layout=layout
+    )
 
 
 def groups_of(layout: BatchLayout) -> set[tuple[int, ...]]:
@@ -20,7 +28,17 @@ def groups_of(layout: BatchLayout) -> set[tuple[int, ...]]:
     return found
 
 
-@pytest.mark.parametrize(("world", "micro", "kind"), [(1, 128, "mixed"), (4, 32, "mixed"), (2, 32, "mixed"), (8, 16, "domain_pure"), (2, 16, "domain_pure"), (1, 16, "domain_pure")])
+@pytest.mark.parametrize(
+    ("world", "micro", "kind"),
+    [
+        (1, 128, "mixed"),
+        (4, 32, "mixed"),
+        (2, 32, "mixed"),
+        (8, 16, "domain_pure"),
+        (2, 16, "domain_pure"),
+        (1, 16, "domain_pure"),
+    ],
+)
 def test_every_split_sees_the_same_groups(world: int, micro: int, kind: str) -> None:
     layout = split(world, micro)
     assert layout.layout == kind

@@ -1,4 +1,6 @@
-"""Real DALI on real JPEG and video: values, flips, crops, layout without a copy, errors that name the file (laws 4, 8; spec 4.5)."""
+"""Real DALI on real JPEG and video: values, flips, crops, layout without a copy, errors that name the file (laws 4, 8;
+spec 4.5).
+"""
 
 import dataclasses
 import shutil
@@ -20,8 +22,8 @@ from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows
 from mmsada_hpc.data.store import Store
 from mmsada_hpc.data.windows import WindowRule, centre_box
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.model.i3d import I3d, SameConv3d
 from mmsada_hpc.model.batch_norm import GroupContext
+from mmsada_hpc.model.i3d import I3d, SameConv3d
 from mmsada_hpc.model.two_stream import ndhwc
 
 RULE = WindowRule(num_frames=8, rgb_step=2, flow_stride=2)
@@ -35,16 +37,28 @@ def windows(store: Store, *, flip: bool, box: tuple[int, int, int, int], clips: 
 
 
 def decode(store: Store, plan: ClipPlan, settings: PipelineSettings = CPU) -> dict[str, torch.Tensor]:
-    return {s: StreamPipeline(store, s, lambda i: plan, settings, batch=len(plan)).next() for s in ("rgb", "flow")}  # type: ignore[arg-type]
+    return {s: StreamPipeline(store, s, lambda i: plan, settings, batch=len(plan)).next() for s in ("rgb", "flow")}
 
 
-def expected(store: Store, stream: str, clip: int, box: tuple[int, int, int, int], flip: bool, side: int) -> np.ndarray:
+def expected(store: Store, stream: Any, clip: int, box: tuple[int, int, int, int], flip: bool, side: int) -> np.ndarray:
     """The same window by OpenCV, in the words of spec 4.5."""
     y, x, h, w = box
     numbers = RULE.rgb_frames(16) if stream == "rgb" else RULE.flow_frames(16)
-    planes = [cv2.imdecode(j, cv2.IMREAD_UNCHANGED).astype(np.float32) for j in store.read_frames(stream, int(store.segments.video[clip]), numbers)]  # type: ignore[arg-type]
-    frames = [p[..., ::-1] for p in planes] if stream == "rgb" else [np.stack(pair, axis=-1) for pair in zip(planes[::2], planes[1::2], strict=True)]
-    cut = np.stack([cv2.resize(np.ascontiguousarray(f[y : y + h, x : x + w]), (side, side), interpolation=cv2.INTER_LINEAR) for f in frames])
+    planes = [
+        np.asarray(cv2.imdecode(j, cv2.IMREAD_UNCHANGED), np.float32)
+        for j in store.read_frames(stream, int(store.segments.video[clip]), numbers)
+    ]
+    frames = (
+        [p[..., ::-1] for p in planes]
+        if stream == "rgb"
+        else [np.stack(pair, axis=-1) for pair in zip(planes[::2], planes[1::2], strict=True)]
+    )
+    cut = np.stack(
+        [
+            cv2.resize(np.ascontiguousarray(f[y : y + h, x : x + w]), (side, side), interpolation=cv2.INTER_LINEAR)
+            for f in frames
+        ]
+    )
     if flip:
         cut = cut[:, :, ::-1].copy()
         if stream == "flow":
@@ -81,13 +95,24 @@ def test_both_rgb_forms_decode_the_same_frames(tiny_store: Store, tiny_video_sto
 def test_values_lie_in_minus_one_to_one_and_no_motion_is_exactly_zero(shared_data: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("uid,participant_id,video_id,start_frame,stop_frame,verb,verb_class\n1,P01,P01_01,1,100,take,0\n")
-    prepare(PrepareOptions(tmp_path / "store", epic_frames=shared_data / "epic_frames_sample", segments=(f"D2/train={table}",)))
+    prepare(
+        PrepareOptions(
+            tmp_path / "store", epic_frames=shared_data / "epic_frames_sample", segments=(f"D2/train={table}",)
+        )
+    )
     store = Store.open(tmp_path / "store")
     rule = WindowRule(16, 2, 2)
     settings = dataclasses.replace(CPU, rule=rule, crop=224)
     row = np.array([0])
     plan = plan_test_windows(
-        rows=row, start=store.segments.start[row], stop=store.segments.stop[row], label=store.segments.label[row], domain=0, rule=rule, windows=5, frame_size=(256, 456)
+        rows=row,
+        start=store.segments.start[row],
+        stop=store.segments.stop[row],
+        label=store.segments.label[row],
+        domain=0,
+        rule=rule,
+        windows=5,
+        frame_size=(256, 456),
     )
     clips = decode(store, plan, settings)
     assert clips["rgb"].shape == (5, 16, 224, 224, 3)
@@ -96,7 +121,7 @@ def test_values_lie_in_minus_one_to_one_and_no_motion_is_exactly_zero(shared_dat
         assert value.min() >= -1
         assert value.max() <= 127 / 128
     jpegs = store.read_frames("flow", 0, rule.flow_frames(int(plan.flow.centre_N[0])))
-    planes = np.stack([cv2.imdecode(j, cv2.IMREAD_GRAYSCALE)[16:240, 116:340] for j in jpegs])
+    planes = np.stack([np.asarray(cv2.imdecode(j, cv2.IMREAD_GRAYSCALE))[16:240, 116:340] for j in jpegs])
     bytes_THWC = np.stack([planes[::2], planes[1::2]], axis=-1)
     still = bytes_THWC == 128
     assert still.any()
@@ -120,7 +145,16 @@ def test_memory_from_dali_to_the_first_convolution_is_ndhwc_without_a_copy(tiny_
 
 
 def test_a_batch_stays_valid_while_later_ones_are_decoded(tiny_store: Store) -> None:
-    plan = plan_test_windows(rows=np.arange(8), start=np.ones(8, int), stop=tiny_store.segments.stop[:8], label=np.zeros(8, int), domain=0, rule=RULE, windows=5, frame_size=(64, 80))
+    plan = plan_test_windows(
+        rows=np.arange(8),
+        start=np.ones(8, int),
+        stop=tiny_store.segments.stop[:8],
+        label=np.zeros(8, int),
+        domain=0,
+        rule=RULE,
+        windows=5,
+        frame_size=(64, 80),
+    )
     loader = Loader(tiny_store, TestSchedule(plan, 4), CPU)
     batches = [loader.next().clips_NTHWC["rgb"] for _ in range(3)]
     copies = [b.clone() for b in batches]
@@ -130,34 +164,60 @@ def test_a_batch_stays_valid_while_later_ones_are_decoded(tiny_store: Store) -> 
 
 
 def test_reader_processes_give_the_same_clips(tiny_store: Store) -> None:
-    plan = plan_test_windows(rows=np.arange(2), start=np.ones(2, int), stop=tiny_store.segments.stop[:2], label=np.zeros(2, int), domain=0, rule=RULE, windows=2, frame_size=(64, 80))
-    inside, outside = (Loader(tiny_store, TestSchedule(plan, 4), dataclasses.replace(CPU, readers=r)).next() for r in (0, 1))
+    plan = plan_test_windows(
+        rows=np.arange(2),
+        start=np.ones(2, int),
+        stop=tiny_store.segments.stop[:2],
+        label=np.zeros(2, int),
+        domain=0,
+        rule=RULE,
+        windows=2,
+        frame_size=(64, 80),
+    )
+    inside, outside = (
+        Loader(tiny_store, TestSchedule(plan, 4), dataclasses.replace(CPU, readers=r)).next() for r in (0, 1)
+    )
     assert all(torch.equal(inside.clips_NTHWC[s], outside.clips_NTHWC[s]) for s in ("rgb", "flow"))
 
 
 def test_without_motion_a_window_is_its_centre_frame_and_zero_flow(tiny_store: Store) -> None:
-    clips = decode(tiny_store, windows(tiny_store, flip=False, box=(4, 10, 48, 48)), dataclasses.replace(CPU, motion=False))
+    clips = decode(
+        tiny_store, windows(tiny_store, flip=False, box=(4, 10, 48, 48)), dataclasses.replace(CPU, motion=False)
+    )
     assert (clips["flow"] == 0).all()
     assert torch.equal(clips["rgb"][:, :1].expand_as(clips["rgb"]), clips["rgb"])
     assert clips["rgb"].std() > 0
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_the_gpu_graph_decodes_on_the_local_rank(tiny_store: Store, tiny_video_store: Store, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_graph_decodes_on_the_local_rank(
+    tiny_store: Store, tiny_video_store: Store, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The graph alone: not run on a GPU yet."""
     made: list[dict[str, Any]] = []
     original = Pipeline.__init__
-    monkeypatch.setattr(Pipeline, "__init__", lambda self, **k: (made.append(k), original(self, **k))[1])
+
+    def construct(self: Pipeline, **arguments: Any) -> None:
+        made.append(arguments)
+        original(self, **arguments)
+
+    monkeypatch.setattr(Pipeline, "__init__", construct)
     settings = dataclasses.replace(CPU, device="gpu", device_id=rank)
     plan = windows(tiny_store, flip=False, box=(4, 10, 48, 48))
-    for store, stream, is_video, decoders in ((tiny_store, "rgb", False, 1), (tiny_store, "flow", False, 2), (tiny_video_store, "rgb", True, 1)):
+    for store, stream, is_video, decoders in (
+        (tiny_store, "rgb", False, 1),
+        (tiny_store, "flow", False, 2),
+        (tiny_video_store, "rgb", True, 1),
+    ):
         source = StreamSource(store, stream, lambda i: plan, settings)  # type: ignore[arg-type]
         pipeline = build_pipeline(source, stream=stream, is_video=is_video, batch=2, settings=settings)  # type: ignore[arg-type]
         assert made[-1]["device_id"] == rank
         assert made[-1]["batch_size"] == (2 if is_video else 16)
         specs = operators(pipeline)
         assert [device for name, device in specs if name in ("ImageSlice", "Video")] == ["mixed"] * decoders
-        assert {device for name, device in specs if name in ("Resize", "CropMirrorNormalize", "Slice", "Cat")} == {"gpu"}
+        assert {device for name, device in specs if name in ("Resize", "CropMirrorNormalize", "Slice", "Cat")} == {
+            "gpu"
+        }
         assert {device for name, device in specs if "ExternalSource" in name} == {"cpu"}
 
 

@@ -1,4 +1,6 @@
-"""The plan is a pure function of (seed, stage, step): what every step trains on, whatever the machine (laws 1, 3; spec 2.3)."""
+"""The plan is a pure function of (seed, stage, step): what every step trains on, whatever the machine (laws 1, 3; spec
+2.3).
+"""
 
 import hashlib
 from collections import Counter
@@ -24,7 +26,9 @@ def pool(size: int, *, first_row: int = 0) -> Pool:
     return Pool(first_row + np.arange(size), start, start + 90 + np.arange(size) % 40, np.arange(size) % 8)
 
 
-def planner(*, source: int = 200, target: int = 150, batch: int = 64, seed: int = 3, synchronised: bool = False) -> Planner:
+def planner(
+    *, source: int = 200, target: int = 150, batch: int = 64, seed: int = 3, synchronised: bool = False
+) -> Planner:
     return Planner(
         seed=seed,
         pools=(pool(source), pool(target, first_row=1000)),
@@ -41,7 +45,10 @@ def planner(*, source: int = 200, target: int = 150, batch: int = 64, seed: int 
 def rows_of(plan: ClipPlan) -> list[str]:
     return [
         f"{plan.domain_N[i]} {plan.label_N[i]} {int(plan.corresponds_N[i])}  "
-        + "  ".join(f"{v.segment_N[i]} {v.centre_N[i]} {','.join(map(str, v.box_N4[i]))} {int(v.flip_N[i])}" for v in (plan.rgb, plan.flow))
+        + "  ".join(
+            f"{v.segment_N[i]} {v.centre_N[i]} {','.join(map(str, v.box_N4[i]))} {int(v.flip_N[i])}"
+            for v in (plan.rgb, plan.flow)
+        )
         for i in range(len(plan))
     ]
 
@@ -51,8 +58,14 @@ def digest(plan: ClipPlan) -> str:
 
 
 def golden_rows() -> list[str]:
-    made = [f"stage {stage} step {step}: {row}" for stage, step in ((1, 0), (2, 4321)) for row in rows_of(planner(batch=8).step(stage, step))]
-    made.append(f"dropout: {keep_mask(seed=3, stage=1, step=5, lane=1, rows=4, features=10, drop=0.5).astype(int).tolist()}")
+    made = [
+        f"stage {stage} step {step}: {row}"
+        for stage, step in ((1, 0), (2, 4321))
+        for row in rows_of(planner(batch=8).step(stage, step))
+    ]
+    made.append(
+        f"dropout: {keep_mask(seed=3, stage=1, step=5, lane=1, rows=4, features=10, drop=0.5).astype(int).tolist()}"
+    )
     return made
 
 
@@ -69,7 +82,10 @@ def test_any_step_can_be_planned_first() -> None:
 
 
 def test_seed_stage_and_step_each_change_the_plan() -> None:
-    assert len({digest(planner(seed=seed).step(stage, step)) for seed in (3, 4) for stage in (1, 2) for step in (0, 1)}) == 8
+    assert (
+        len({digest(planner(seed=seed).step(stage, step)) for seed in (3, 4) for stage in (1, 2) for step in (0, 1)})
+        == 8
+    )
 
 
 def test_half_of_each_domain_is_negative_and_takes_another_segments_flow() -> None:
@@ -132,7 +148,9 @@ def test_an_epoch_shows_every_segment_once_and_no_draw_repeats_one(size: int, da
 
 @given(st.integers(3, 30), st.integers(4, 90), st.integers(0, 50))
 @settings(max_examples=60, deadline=None)
-def test_a_batch_larger_than_the_pool_takes_whole_passes_and_still_pairs_different_segments(size: int, batch: int, step: int) -> None:
+def test_a_batch_larger_than_the_pool_takes_whole_passes_and_still_pairs_different_segments(
+    size: int, batch: int, step: int
+) -> None:
     plan = planner(source=size, target=size, batch=batch).step(1, step)
     source = plan.domain_N == 0
     counts = Counter(plan.rgb.segment_N[source].tolist())
@@ -162,4 +180,6 @@ def test_dropout_keeps_its_share_and_its_scale() -> None:
     mask = keep_mask(seed=1, stage=1, step=0, lane=0, rows=64, features=1024, drop=0.25)
     assert set(np.unique(mask).tolist()) == {0.0, float(np.float32(1) / np.float32(0.75))}
     assert mask.mean() == pytest.approx(1, abs=0.01)
-    assert (keep_mask(seed=1, stage=1, step=0, lane=0, rows=8, features=1024, drop=0.25) == mask[:8]).all(), "a row depends on its place alone"
+    assert (keep_mask(seed=1, stage=1, step=0, lane=0, rows=8, features=1024, drop=0.25) == mask[:8]).all(), (
+        "a row depends on its place alone"
+    )

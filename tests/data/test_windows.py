@@ -37,7 +37,9 @@ def test_rgb_and_flow_of_one_centre_cover_the_same_time() -> None:
 
 
 def test_five_test_windows_are_the_interior_of_seven() -> None:
-    assert EPIC.test_centres(np.array([100]), np.array([200]), 5).tolist() == [np.linspace(116, 185, 7, dtype=int)[1:-1].tolist()]
+    assert EPIC.test_centres(np.array([100]), np.array([200]), 5).tolist() == [
+        np.linspace(116, 185, 7, dtype=int)[1:-1].tolist()
+    ]
 
 
 def test_a_30_fps_video_takes_another_step() -> None:
@@ -45,8 +47,13 @@ def test_a_30_fps_video_takes_another_step() -> None:
     assert rule.rgb_frames(50).tolist() == rule.flow_frames(50).tolist() == list(range(42, 58))
 
 
-@pytest.mark.parametrize(("table", "short"), [("D1_train", 2), ("D1_test", 1), ("D2_train", 23), ("D2_test", 15), ("D3_train", 43), ("D3_test", 10)])
-def test_the_short_segment_rule_hits_as_many_real_segments_as_the_released_code(shared_data: Path, table: str, short: int) -> None:
+@pytest.mark.parametrize(
+    ("table", "short"),
+    [("D1_train", 2), ("D1_test", 1), ("D2_train", 23), ("D2_test", 15), ("D3_train", 43), ("D3_test", 10)],
+)
+def test_the_short_segment_rule_hits_as_many_real_segments_as_the_released_code(
+    shared_data: Path, table: str, short: int
+) -> None:
     with open(shared_data / "epic_splits" / f"{table}.csv") as file:
         rows = list(csv.DictReader(file))
     start, stop = (np.array([int(r[c]) for r in rows]) for c in ("start_frame", "stop_frame"))
@@ -63,7 +70,15 @@ def test_crops_of_an_epic_frame_are_the_published_sizes_and_offsets() -> None:
     boxes = train_boxes(256, 456, *every.T)
     assert set(boxes[:, 1]) == {0, 100, 116, 132}
     assert set(boxes[:, 0]) == {0, 16, 32}
-    assert {tuple(b) for b in boxes[:, 2:]} == {(256, 256), (256, 224), (224, 256), (224, 224), (224, 192), (192, 224), (192, 192)}
+    assert {tuple(b) for b in boxes[:, 2:]} == {
+        (256, 256),
+        (256, 224),
+        (224, 256),
+        (224, 224),
+        (224, 192),
+        (192, 224),
+        (192, 192),
+    }
 
 
 def test_the_full_tsn_set_reaches_the_right_and_the_bottom() -> None:

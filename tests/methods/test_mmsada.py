@@ -1,33 +1,36 @@
 """MM-SADA's losses against a NumPy statement of spec 1.2-1.4 and 2.1, its ramp, its weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmsada_kernels import reverse_gradient
 from numpy.typing import NDArray
 
 from mmsada_hpc.config import load_config
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods import find_method
-from mmsada_hpc.methods.base import Losses, Method, ramp
+from mmsada_hpc.methods.base import Losses, ramp
+from mmsada_kernels import reverse_gradient
 
 D, CLASSES, N = 12, 5, 8
 Floats = NDArray[np.float64]
 
 
-def method(name: str = "mmsada", *overrides: str) -> Method:
+def method(name: str = "mmsada", *overrides: str) -> Any:
     config = load_config(None, [f"method.name={name}", *overrides])
     torch.manual_seed(1)
-    made = find_method(name)(streams=("rgb", "flow"), feature_size=D, num_classes=CLASSES, model=config.model, method=config.method).double()
+    made = find_method(name)(
+        streams=("rgb", "flow"), feature_size=D, num_classes=CLASSES, model=config.model, method=config.method
+    ).double()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
 
 
-def batch(made: Method, seed: int = 0) -> Batch:
+def batch(made: Any, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     domain = np.repeat([0, 1], N // 2)
     corresponds = np.array([True, False] * (N // 2))
@@ -53,13 +56,13 @@ def cross_entropy(logits: Floats, labels: NDArray[np.int64]) -> Floats:
     return -log_p[np.arange(len(labels)), labels]
 
 
-def mlp(x: Floats, head: torch.nn.Module) -> Floats:
+def mlp(x: Floats, head: Any) -> Floats:
     w1, b1, w2, b2 = (p.detach().numpy() for p in head.parameters())
     hidden: Floats = np.maximum(x @ w1.T + b1, 0)
     return hidden @ w2.T + b2
 
 
-def run(made: Method, *, stage: int = 2, step: int = 100) -> tuple[Losses, dict[str, torch.Tensor], Batch]:
+def run(made: Any, *, stage: int = 2, step: int = 100) -> tuple[Losses, dict[str, torch.Tensor], Batch]:
     given, x = batch(made), features()
     scales = made.scales(stage, step, load_config(None).train)
     return made.losses(x, given, scales), x, given
@@ -70,12 +73,19 @@ def test_every_term_equals_its_formula() -> None:
     losses, x, given = run(made)
     rgb, flow = (x[s].detach().numpy() for s in ("rgb", "flow"))
     heads = {s: [p.detach().numpy() for p in made.classifier[s].parameters()] for s in ("rgb", "flow")}
-    logits = sum((f * given.dropout_SND[s].numpy()) @ heads[s][0].T + heads[s][1] for s, f in (("rgb", rgb), ("flow", flow)))
+    logits = sum(
+        (f * given.dropout_SND[s].numpy()) @ heads[s][0].T + heads[s][1] for s, f in (("rgb", rgb), ("flow", flow))
+    )
     assert logits.shape == (N, 2 * CLASSES), "the released classifier has spare outputs"
     classified = [0, 2]  # source clips whose streams correspond
     ce = cross_entropy(logits[:, :CLASSES], given.label_N.numpy())[classified].mean()
-    corr = cross_entropy(mlp(np.concatenate([rgb, flow], axis=1), made.correspondence), given.corresponds_N.numpy().astype(int)).mean()  # type: ignore[arg-type]
-    domain = {s: cross_entropy(mlp(f, made.discriminator[s]), given.domain_N.numpy()).mean() for s, f in (("rgb", rgb), ("flow", flow))}  # type: ignore[index]
+    corr = cross_entropy(
+        mlp(np.concatenate([rgb, flow], axis=1), made.correspondence), given.corresponds_N.numpy().astype(int)
+    ).mean()
+    domain = {
+        s: cross_entropy(mlp(f, made.discriminator[s]), given.domain_N.numpy()).mean()
+        for s, f in (("rgb", rgb), ("flow", flow))
+    }
     want = {"loss_ce": ce, "loss_corr": corr, "loss_domain_rgb": domain["rgb"], "loss_domain_flow": domain["flow"]}
     for name, value in want.items():
         assert float(losses.figures[name]) == pytest.approx(value, rel=1e-12), name
@@ -84,11 +94,11 @@ def test_every_term_equals_its_formula() -> None:
 
 def test_stage_1_weighs_five_to_one_and_has_no_adversarial_share() -> None:
     made = method()
-    losses, x, _ = run(made, stage=1)
+    losses, _, _ = run(made, stage=1)
     figures = losses.figures
     assert float(losses.total) == pytest.approx(float(figures["loss_ce"]) + 5 * float(figures["loss_corr"]))
     losses.total.backward()
-    for parameter in made.discriminator.parameters():  # type: ignore[union-attr]
+    for parameter in made.discriminator.parameters():
         assert parameter.grad is not None, "in the graph at every step"
         assert (parameter.grad == 0).all()
 
@@ -96,10 +106,12 @@ def test_stage_1_weighs_five_to_one_and_has_no_adversarial_share() -> None:
 def test_the_reversal_scales_the_features_share_and_not_the_discriminators_own() -> None:
     made = method()
     losses, x, given = run(made, step=600)
-    (own,) = torch.autograd.grad(losses.figures["loss_domain_rgb"], [made.discriminator["rgb"][0].weight], retain_graph=True)  # type: ignore[index]
+    (own,) = torch.autograd.grad(
+        losses.figures["loss_domain_rgb"], [made.discriminator["rgb"][0].weight], retain_graph=True
+    )
     (reversed_gradient,) = torch.autograd.grad(losses.figures["loss_domain_rgb"], [x["rgb"]])
     leaf = x["rgb"].detach().requires_grad_()
-    head = made.discriminator["rgb"]  # type: ignore[index]
+    head = made.discriminator["rgb"]
     plain = torch.nn.functional.cross_entropy(head(leaf), given.domain_N)
     plain_own, plain_features = torch.autograd.grad(plain, [head[0].weight, leaf])
     torch.testing.assert_close(own, plain_own)
@@ -107,7 +119,10 @@ def test_the_reversal_scales_the_features_share_and_not_the_discriminators_own()
     torch.testing.assert_close(reversed_gradient, -factor * plain_features)
 
 
-@pytest.mark.parametrize(("step", "value"), [(50, 0.0083), (300, 0.049), (600, 0.092), (1000, 0.136), (2000, 0.186), (3000, 0.197), (6000, 0.200)])
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [(50, 0.0083), (300, 0.049), (600, 0.092), (1000, 0.136), (2000, 0.186), (3000, 0.197), (6000, 0.200)],
+)
 def test_the_ramp_has_the_published_values(step: int, value: float) -> None:
     assert method().scales(2, step, load_config(None).train).reversal == pytest.approx(value, abs=6e-4)
 
@@ -132,14 +147,16 @@ def test_spare_outputs_get_no_gradient() -> None:
 
 def test_head_sizes_are_those_of_the_released_code() -> None:
     config = load_config(None)
-    made = find_method("mmsada")(streams=("rgb", "flow"), feature_size=1024, num_classes=8, model=config.model, method=config.method)
+    made: Any = find_method("mmsada")(
+        streams=("rgb", "flow"), feature_size=1024, num_classes=8, model=config.model, method=config.method
+    )
 
     def count(module: object) -> int:
         assert isinstance(module, torch.nn.Module)
         return sum(p.numel() for p in module.parameters())
 
     assert count(made.classifier["rgb"]) == 16_400
-    assert count(made.discriminator["rgb"]) == 102_702  # type: ignore[index]
+    assert count(made.discriminator["rgb"]) == 102_702
     assert count(made.correspondence) == 205_102
     assert 12_279_984 + 12_258_032 + count(made) == 24_981_322
 
@@ -171,7 +188,7 @@ def test_reversal_is_identity_forward() -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="method.name=mmsda: no such method; did you mean mmsada"):
+    with pytest.raises(UserError, match=r"method\.name=mmsda: no such method; did you mean mmsada"):
         find_method("mmsda")
 
 

@@ -1,4 +1,8 @@
-"""Law 2, against a NumPy statement: groups normalise apart, both domains keep their own statistics, one move per update."""
+"""Law 2, against a NumPy statement: groups normalise apart, both domains keep their own statistics, one move per
+update.
+"""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +15,8 @@ from mmsada_hpc.model.batch_norm import EPS, BatchNormState, GroupBatchNorm, Gro
 DECAY = 0.9
 
 
-def layer(group_size: int = 2, test: str = "mixture") -> GroupBatchNorm:
-    norm = GroupBatchNorm(3, GroupContext(group_size=group_size, test=test)).double()  # type: ignore[arg-type]
+def layer(group_size: int = 2, test: Any = "mixture") -> GroupBatchNorm:
+    norm = GroupBatchNorm(3, GroupContext(group_size=group_size, test=test)).double()
     nn.init.normal_(norm.bias)
     return norm
 
@@ -24,7 +28,7 @@ def clips(n: int, seed: int = 0) -> Tensor:
 
 def forward(norm: GroupBatchNorm, x: Tensor, domains: tuple[int, ...]) -> Tensor:
     with norm.context.recorded(domains):
-        return norm(x)  # type: ignore[no-any-return]
+        return norm(x)
 
 
 def test_each_group_is_normalised_by_its_own_biased_statistics() -> None:
@@ -71,7 +75,9 @@ def test_recompute_in_the_backward_never_counts_twice() -> None:
 
 
 def test_the_mixture_is_the_released_shared_average() -> None:
-    """Both domains updating one variable eight times at 0.999 is, within the order of the eight, what the mixture of two sets gives."""
+    """Both domains updating one variable eight times at 0.999 is, within the order of the eight, what the mixture of
+    two sets gives.
+    """
     norm = layer()
     state = BatchNormState(norm, decay=0.999)
     shared = np.zeros(3)

@@ -1,4 +1,6 @@
-"""Real runs on several ranks: each rank is a process that trains one config after another through the product's own entry point."""
+"""Real runs on several ranks: each rank is a process that trains one config after another through the product's own
+entry point.
+"""
 
 import json
 import os
@@ -43,9 +45,20 @@ def run_ranks(world: int, jobs: list[Job], *, timeout: int = 240) -> None:
 
 
 def _start(rank: int, world: int, jobs: list[Job], port: int) -> "subprocess.Popen[str]":
-    env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "tests.train.ranks", json.dumps([asdict(job) for job in jobs])]
-    return subprocess.Popen(command, env=env, cwd=_CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=_CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def _free_port() -> int:
@@ -87,7 +100,7 @@ def _first_gradients(config: "Config", world: "World", path: Path) -> None:
     assert config.data.store is not None
     setup = Setup(config, Store.open(config.data.store), world)
     module = setup.new_module()
-    engine = make_engine(module, config.train, setup.layout, lr=config.train.stage2.lr)
+    engine = make_engine(module, config.train, setup.layout)
     loader = setup.train_loader(2, 0, features=module.network.feature_size)
     scales = module.method.scales(2, config.train.stage2.steps // 2, config.train)
     total = torch.zeros(())

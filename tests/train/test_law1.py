@@ -1,4 +1,6 @@
-"""Law 1: the result depends on the config and the seed, not on how the batch is spread over ranks and accumulation steps."""
+"""Law 1: the result depends on the config and the seed, not on how the batch is spread over ranks and accumulation
+steps.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,12 @@ import torch
 from mmsada_hpc.data.store import Store
 from tests.train.ranks import Job, run_ranks
 
-SPREADS = {"1x8": (1, 8, "mixed"), "2x4": (2, 4, "mixed"), "1x4x2": (1, 4, "mixed"), "2x4 domain-pure": (2, 4, "domain_pure")}
+SPREADS = {
+    "1x8": (1, 8, "mixed"),
+    "2x4": (2, 4, "mixed"),
+    "1x4x2": (1, 4, "mixed"),
+    "2x4 domain-pure": (2, 4, "domain_pure"),
+}
 
 
 def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
@@ -34,7 +41,11 @@ def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
 
 
 def rows(run_dir: Path, kind: str = "train") -> list[dict[str, float]]:
-    return [row for line in (run_dir / "metrics.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind]
+    return [
+        row
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+        if (row := json.loads(line))["kind"] == kind
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,11 @@ def spread(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
             common = (f"train.micro_batch={micro}", f"train.layout={layout}")
             jobs.append(Job(tiny_run(tiny_store, folder / name, "train.engine=ddp", "train.precision=fp64", *common)))
-            jobs.append(Job(tiny_run(tiny_store, folder / f"{name} gradients", *common), gradients_to=str(folder / f"{name}.pt")))
+            jobs.append(
+                Job(
+                    tiny_run(tiny_store, folder / f"{name} gradients", *common), gradients_to=str(folder / f"{name}.pt")
+                )
+            )
         run_ranks(world, jobs)
     return folder
 
@@ -60,14 +75,20 @@ def test_losses_agree_to_1e_8_in_fp64_after_three_steps(spread: Path, name: str)
     for a, b in zip(ours, reference, strict=True):
         for key in ("loss", "loss_ce", "loss_corr", "loss_domain_rgb", "loss_domain_flow", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-8), (name, a["stage"], a["step"], key)
-        assert all(a[key] == pytest.approx(b[key], abs=1e-6) for key in ("top1", "corr_acc", "domain_acc_rgb", "domain_acc_flow"))
+        assert all(
+            a[key] == pytest.approx(b[key], abs=1e-6)
+            for key in ("top1", "corr_acc", "domain_acc_rgb", "domain_acc_flow")
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in SPREADS if n != "1x8"])
 def test_the_whole_run_agrees_in_fp64(spread: Path, name: str) -> None:
     ours, reference = (json.loads((spread / n / "result.json").read_text())["evaluations"] for n in (name, "1x8"))
     assert ours == reference
-    states = [torch.load(spread / n / "checkpoints/stage2-step00000002/state.pt", weights_only=True)["model"] for n in (name, "1x8")]
+    states = [
+        torch.load(spread / n / "checkpoints/stage2-step00000002/state.pt", weights_only=True)["model"]
+        for n in (name, "1x8")
+    ]
     for key, value in states[1].items():
         torch.testing.assert_close(states[0][key], value, rtol=1e-6, atol=1e-9, msg=key)
 

@@ -11,7 +11,11 @@ from tests.train.ranks import Job, run_ranks
 from tests.train.test_law1 import rows, tiny_run
 
 # Twelve source clips and four a step: stage 1 step 2 lies inside an epoch.
-CUTS = {"inside stage 1": "stage1-step00000002", "across the stage change": "stage1-step00000003", "inside stage 2": "stage2-step00000002"}
+CUTS = {
+    "inside stage 1": "stage1-step00000002",
+    "across the stage change": "stage1-step00000003",
+    "inside stage 2": "stage2-step00000002",
+}
 SETTINGS = ("train.stage1.steps=3", "train.stage2.steps=3", "checkpoint.every=1", "checkpoint.keep=99", "eval.every=2")
 
 
@@ -20,13 +24,18 @@ def runs(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     whole = folder / "whole"
     jobs = [Job(tiny_run(tiny_store, whole, *SETTINGS))]
-    jobs += [Job(tiny_run(tiny_store, folder / name, *SETTINGS), resume_from=str(whole / "checkpoints" / cut)) for name, cut in CUTS.items()]
+    jobs += [
+        Job(tiny_run(tiny_store, folder / name, *SETTINGS), resume_from=str(whole / "checkpoints" / cut))
+        for name, cut in CUTS.items()
+    ]
     run_ranks(2, jobs)
     return folder
 
 
 def state(folder: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
-    loaded: dict[str, dict[str, torch.Tensor]] = torch.load(folder / "checkpoints" / name / "state.pt", weights_only=True)
+    loaded: dict[str, dict[str, torch.Tensor]] = torch.load(
+        folder / "checkpoints" / name / "state.pt", weights_only=True
+    )
     return loaded
 
 
