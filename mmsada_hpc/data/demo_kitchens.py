@@ -8,16 +8,8 @@ method.
 from dataclasses import dataclass
 from typing import Literal
 
-VERBS = (
-    "take",
-    "put",
-    "open",
-    "close",
-    "wash",
-    "cut",
-    "mix",
-    "pour",
-)  # EPIC-KITCHENS-55 verb classes 0-7, in label order
+# EPIC-KITCHENS-55 verb classes 0-7, in label order
+VERBS = ("take", "put", "open", "close", "wash", "cut", "mix", "pour")
 TOOLS = ("sponge", "knife", "spoon", "brush")
 
 Rgb = tuple[float, float, float]  # 0-255 for colours, about 1 for gains
