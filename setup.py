@@ -10,18 +10,16 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 
 REQUIRES = [
-    "av>=13",
+    "av>=16",
     "deepspeed>=0.16",
     "mpi4py>=4.0",
     "numpy>=1.26",
     "opencv-contrib-python-headless>=4.9",
-    "pandas>=2.2",
-    "pillow>=10",
+    "pillow>=10.1",
     "psutil>=5.9",
     "pydantic>=2.7",
     "pydantic-core>=2.18",
     "pyyaml>=6.0",
-    "safetensors>=0.4",
     "submitit>=1.5.2",
     "torch>=2.6",
     "tqdm>=4.66",

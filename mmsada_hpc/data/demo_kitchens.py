@@ -90,8 +90,8 @@ KITCHENS = {
         KitchenStyle(
             name="K2", light_rgb=(0.78, 0.9, 1.04), gamma=1.15, vignette=0.35, shadow=0.3, noise=3.0,
             pattern="tiles", worktop_rgb=(196, 202, 205), contrast=0.7,
-            tilt_deg=22.0, pitch=0.15, zoom=1.0, shake=0.008, shake_hz=0.8,
-            tempo=0.85, amplitude=0.85, habit=0.5, habit_turn=0, clutter=4, saturation=0.5,
+            tilt_deg=38.0, pitch=0.15, zoom=1.1, shake=0.008, shake_hz=0.8,
+            tempo=0.8, amplitude=0.8, habit=0.5, habit_turn=1, clutter=4, saturation=0.5,
         ),
         KitchenStyle(
             name="K3", light_rgb=(1.0, 1.05, 1.08), gamma=0.75, vignette=0.0, shadow=0.3, noise=3.0,

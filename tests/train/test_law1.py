@@ -31,6 +31,8 @@ def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
         "model.width=0.125",
         "model.batch_norm.group_size=2",
         "train.global_batch=8",
+        "train.stage1.lr=0.001",
+        "train.stage2.lr=0.001",
         "train.stage1.steps=1",
         "train.stage2.steps=2",
         "eval.every=0",
