@@ -54,13 +54,15 @@ def _train() -> tuple[Callable[[Parser], None], Run]:
 
     def run(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.overrides)
+        from mmsada_hpc.cluster.world import find_world
         from mmsada_hpc.train.run import train
         from mmsada_hpc.train.stop import Stopped
 
         try:
             train(config)
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            if find_world().rank == 0:
+                print(stopped, file=sys.stderr)
             return stopped.exit_code
         return 0
 

@@ -119,7 +119,9 @@ def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(p.relative_to(config_folder()) for p in config_folder().glob("*.yaml")), ids=str
+    "path",
+    sorted(p.relative_to(config_folder()) for f in (".", "epic") for p in (config_folder() / f).glob("*.yaml")),
+    ids=str,
 )
 def test_every_committed_config_is_valid_and_opens_with_a_comment(path: Path) -> None:
     assert load_config(path)

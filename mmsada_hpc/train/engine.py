@@ -161,7 +161,7 @@ class DeepSpeedEngine(Engine):
         if train.zero_stage == 3:
             for parameter in module.method.parameters():  # the kernels take them outside their own modules
                 deepspeed.zero.register_external_parameter(module, parameter)
-        # ZeRO makes its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves
+        # ZeRO may make its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves
         # weights and momentum untouched.
         optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -226,6 +226,13 @@ class DeepSpeedEngine(Engine):
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        zero = self._engine.optimizer
+        stage3 = self.train.zero_stage == 3
+        # DeepSpeed links the states of its flat shards to parameters after the first update: do both before it.
+        for flat in zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups:
+            zero.optimizer.state[flat].setdefault("momentum_buffer", torch.zeros_like(flat))
+        if not stage3:
+            zero._lazy_init_hp_params_optimizer_state()
         for name, p in _named(self.module):
             safe_set_full_optimizer_state(p, momentum[name].to(p.device), "momentum_buffer")
 

@@ -3,7 +3,7 @@
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,12 +121,6 @@ def per_class_recall(confusion: NDArray[np.int64]) -> list[float | None]:
     """Percent of each class found; None where the set has no such segment."""
     total = confusion.sum(axis=1)
     return [round(100 * float(confusion[c, c]) / int(n), 4) if n else None for c, n in enumerate(total)]
-
-
-def mean_over(summaries: Sequence[Mapping[str, object]], key: str) -> tuple[float, float]:
-    """Mean and standard deviation (population) of a figure over evaluated checkpoints."""
-    values = [float(s[key]) for s in summaries]  # type: ignore[arg-type]
-    return float(np.mean(values)), float(np.std(values))
 
 
 def _percent(hits: NDArray[np.bool_]) -> float:

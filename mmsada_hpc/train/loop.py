@@ -2,6 +2,7 @@
 step boundary.
 """
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,8 +35,6 @@ class Trained:
     engine: Engine
     clips_per_s: float
     """Over all updates of this start, evaluation and checkpoints apart; 0 when there was none."""
-    checkpoint_summaries: list[dict[str, dict[str, object]]]
-    """One `{set: summary}` per step of `eval.checkpoints`."""
 
 
 class TrainLoop:
@@ -49,7 +48,6 @@ class TrainLoop:
         self.is_main = setup.world.rank == 0
         self.saved_at = time.monotonic()
         self.timed_clips, self.timed_s = 0, 0.0
-        self.checkpoint_summaries: list[dict[str, dict[str, object]]] = []
 
     def run(self, state: TrainState) -> Trained:
         """From `state` to the end of stage 2."""
@@ -64,9 +62,10 @@ class TrainLoop:
                 self._run_stage(engine, stage, start=state.position.step, steps=steps)
             state = TrainState(Position(stage, steps), {}, {})
         assert engine is not None
-        return Trained(engine, self.timed_clips / self.timed_s if self.timed_s else 0.0, self.checkpoint_summaries)
+        return Trained(engine, self.timed_clips / self.timed_s if self.timed_s else 0.0)
 
     def start_stage(self, stage: int, state: TrainState) -> Engine:
+        """The engine of a stage with the weights of `state`, or the initial ones."""
         module = self.setup.new_module()
         dtype = torch.float64 if self.config.train.precision == "fp64" else torch.float32
         module.to(dtype)
@@ -75,12 +74,7 @@ class TrainLoop:
         if stage == 2 and state.position.step == 0:
             module.method.start_stage2(part_seed(self.config.seed, "stage 2 heads"))
         # An optimiser that is not there yet starts at zero momentum: that is the reset between the stages.
-        return make_engine(
-            module,
-            self.config.train,
-            self.setup.layout,
-            momentum=state.momentum or None,
-        )
+        return make_engine(module, self.config.train, self.setup.layout, momentum=state.momentum or None)
 
     def _run_stage(self, engine: Engine, stage: int, *, start: int, steps: int) -> None:
         loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_size)
@@ -88,25 +82,22 @@ class TrainLoop:
         label = f"stage {stage}/2"
         with Progress(self.screen, steps, label, start=start, log_seconds=self.config.observe.log_seconds) as progress:
             for step in range(start, steps):
-                row = self._update(engine, loader, norms, stage, step)
+                row, stop, save = self._update(engine, loader, norms, stage, step)
                 done = Position(stage, step + 1)
                 if self.is_main:
                     self.metrics.write(row)
                 progress.update(step + 1, row)
                 if self._evaluates_after(done, steps):
                     self._evaluate(engine, done, progress)
-                if row["stop"] or self._saves_after(done, steps, due=bool(row["save"])):
+                if stop or save or self._saves_after(done, steps):
                     self._save(engine, done)
-                if row["stop"]:
-                    number = self.stop.received or int(row["stop"])
-                    raise Stopped(
-                        f"stopped by signal {number} after step {step + 1} of stage {stage}; saved: start the same "
-                        f"command to go on",
-                        number,
-                    )
+                if stop:
+                    raise Stopped(f"step {step + 1} of stage {stage}", self.stop.received or signal.SIGTERM)
 
-    def _update(self, engine: Engine, loader: Loader, norms: BatchNormState, stage: int, step: int) -> dict[str, Any]:
-        """One update of all ranks; returns its row of metrics.jsonl."""
+    def _update(
+        self, engine: Engine, loader: Loader, norms: BatchNormState, stage: int, step: int
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """One update of all ranks; returns its row of metrics.jsonl, and whether to stop and to save after it."""
         begin, loader.wait_s = time.perf_counter(), 0.0
         scales = engine.module.method.scales(stage, step, self.config.train)
         figures = [
@@ -124,7 +115,7 @@ class TrainLoop:
         seconds = time.perf_counter() - begin
         self.timed_clips += self.config.train.global_batch
         self.timed_s += seconds
-        return {
+        row = {
             **self._position_row("train", Position(stage, step + 1)),
             **self._loss_row(shared, scales),
             "lr": lr,
@@ -133,9 +124,8 @@ class TrainLoop:
             "clips_per_s": self.config.train.global_batch / seconds,
             "step_s": seconds,
             "data_wait_s": loader.wait_s,
-            "stop": flags[0],
-            "save": flags[1],
         }
+        return row, flags[0] > 0, flags[1] > 0
 
     def _agree(self, engine: Engine, norms: BatchNormState, local: Tensor) -> tuple[Tensor, list[float]]:
         """The one small all-reduce of a step: batch-norm sums, logged figures, stop flag and save flag. Moves the
@@ -144,7 +134,7 @@ class TrainLoop:
         sums = norms.take_sums()
         period = 60 * self.config.checkpoint.minutes
         due = self.is_main and period > 0 and time.monotonic() - self.saved_at > period
-        flags = torch.tensor([float(self.stop.received or 0), float(due)], dtype=sums.dtype, device=sums.device)
+        flags = torch.tensor([float(self.stop.received is not None), float(due)], dtype=sums.dtype, device=sums.device)
         packed = torch.cat([sums, local.to(sums), flags])
         dist.all_reduce(packed)
         sums, values, flags = packed.split([len(sums), len(local), len(flags)])
@@ -181,17 +171,16 @@ class TrainLoop:
 
     def _evaluates_after(self, done: Position, steps: int) -> bool:
         every = self.config.eval.every
-        if done.stage == 2 and done.step in self.config.eval.checkpoints:
-            return True
-        is_end = done.stage == 2 and done.step == steps  # scored once more by the caller, on every set
-        return bool(every) and done.step % every == 0 and not is_end
+        if done.stage == 2 and done.step == steps:
+            return False  # the end is scored by the caller, on every set
+        return self._is_named(done) or (bool(every) and done.step % every == 0)
+
+    def _is_named(self, done: Position) -> bool:
+        return done.stage == 2 and done.step in self.config.eval.checkpoints
 
     def _evaluate(self, engine: Engine, done: Position, progress: Progress) -> None:
-        named = done.stage == 2 and done.step in self.config.eval.checkpoints
-        sets = self.config.eval.sets if named else self.config.eval.during
+        sets = self.config.eval.sets if self._is_named(done) else self.config.eval.during
         found = {name: self.score(engine, name, done) for name in sets}
-        if named:
-            self.checkpoint_summaries.append(found)
         parts = [f"{name} {summary['top1']:.1f} %" for name, summary in found.items()]
         progress.message(f"stage {done.stage} step {done.step}: top-1 {', '.join(parts)}")
 
@@ -204,10 +193,10 @@ class TrainLoop:
             self.metrics.write({**self._position_row("eval", done), "set": name, **logged, "seconds": scores.seconds})
         return summary
 
-    def _saves_after(self, done: Position, steps: int, *, due: bool) -> bool:
+    def _saves_after(self, done: Position, steps: int) -> bool:
         every = self.config.checkpoint.every
         is_end = done.stage == 2 and done.step == steps
-        return due or is_end or (bool(every) and done.step % every == 0)
+        return is_end or (bool(every) and done.step % every == 0)
 
     def _save(self, engine: Engine, done: Position) -> None:
         state = TrainState(done, engine.model_state(), engine.momentum())

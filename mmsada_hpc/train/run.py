@@ -16,13 +16,13 @@ from mmsada_hpc.config import Config, config_hash, dump_config
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.data.store import Store, sha256_file
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain
+from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain, read_metrics
 from mmsada_hpc.observe.record import write_json, write_record
 from mmsada_hpc.observe.screen import Screen, quiet_screen
 from mmsada_hpc.observe.summary import result_table
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
 from mmsada_hpc.train.engine import gradient_dtype
-from mmsada_hpc.train.evaluate import mean_over, score_set
+from mmsada_hpc.train.evaluate import score_set
 from mmsada_hpc.train.loop import Trained, TrainLoop
 from mmsada_hpc.train.setup import Setup
 from mmsada_hpc.train.stop import StopFlag
@@ -171,11 +171,18 @@ def _result(
         if named is None:
             continue
         result[f"{side}_top1"], result[f"{side}_segments"] = named["top1"], named["segments"]
-        at = [summary[f"{side}/test"] for summary in trained.checkpoint_summaries if f"{side}/test" in summary]
-        if at:
-            result[f"{side}_top1"], result[f"{side}_top1_std"] = mean_over(at, "top1")
-            result["checkpoints"] = list(config.eval.checkpoints)
+        if world.rank == 0 and config.eval.checkpoints:
+            found = _named_top1(config, f"{side}/test")
+            result["checkpoints"] = list(found)
+            result[f"{side}_top1"] = round(float(np.mean(list(found.values()))), 4)
+            result[f"{side}_top1_std"] = round(float(np.std(list(found.values()))), 4)
     return result
+
+
+def _named_top1(config: Config, name: str) -> dict[int, float]:
+    """Top-1 of a set at the steps of `eval.checkpoints`, from the log, which outlives a restart."""
+    rows = [row for row in read_metrics(config.run.dir) if row["kind"] == "eval" and row["stage"] == 2]
+    return {row["step"]: row["top1"] for row in rows if row["set"] == name and row["step"] in config.eval.checkpoints}
 
 
 def _write_text(path: Path, text: str) -> None:

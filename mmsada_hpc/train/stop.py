@@ -33,6 +33,7 @@ class StopFlag:
 class Stopped(Exception):
     """The run was told to stop and has saved."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+    def __init__(self, where: str, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after {where}; saved: the same command goes on from there")
         self.exit_code = 128 + number

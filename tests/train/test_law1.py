@@ -4,6 +4,7 @@ steps.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
     )
 
 
-def rows(run_dir: Path, kind: str = "train") -> list[dict[str, float]]:
+def rows(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     return [
         row
         for line in (run_dir / "metrics.jsonl").read_text().splitlines()

@@ -70,3 +70,27 @@ def test_momentum_and_discriminators_start_anew_with_stage_2(runs: Path) -> None
     assert not torch.allclose(after["model"][head], initial, atol=1e-3)
     backbone = "network.streams.rgb.Mixed_5c.b0.conv3d.weight"
     assert torch.allclose(after["model"][backbone], end["model"][backbone], atol=0.05)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_stages_resume_bit_for_bit_from_the_one_consolidated_file(
+    tiny_store: Store, tmp_path: Path, stage: int
+) -> None:
+    settings = (*SETTINGS, f"train.zero_stage={stage}", "train.stage1.steps=1", "model.width=0.0625")
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    cut = str(whole / "checkpoints" / "stage2-step00000002")
+    jobs = [Job(tiny_run(tiny_store, whole, *settings)), Job(tiny_run(tiny_store, again, *settings), resume_from=cut)]
+    run_ranks(2, jobs)
+    for part in ("model", "momentum"):
+        ours, theirs = (state(folder, "stage2-step00000003")[part] for folder in (again, whole))
+        assert set(ours) == set(theirs) != set()
+        for key, value in theirs.items():
+            assert torch.equal(ours[key], value), (part, key)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(runs: Path, tiny_store: Store, tmp_path: Path) -> None:
+    cut = str(runs / "whole" / "checkpoints" / CUTS["inside stage 2"])
+    run_ranks(1, [Job(tiny_run(tiny_store, tmp_path / "one", *SETTINGS, "train.micro_batch=4"), resume_from=cut)])
+    ours, theirs = rows(tmp_path / "one")[-1], rows(runs / "whole")[-1]
+    assert ours["global_step"] == theirs["global_step"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
