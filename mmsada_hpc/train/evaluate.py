@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from mmsada_hpc.data.plan import ClipPlan
 from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows
+from mmsada_hpc.observe.progress import Progress
+from mmsada_hpc.observe.screen import Screen
 from mmsada_hpc.train.engine import Engine
 from mmsada_hpc.train.setup import Setup
 
@@ -51,13 +54,17 @@ class SetScores:
         }
 
 
-def score_set(setup: Setup, engine: Engine, name: str) -> SetScores:
+def score_set(setup: Setup, engine: Engine, name: str, screen: Screen) -> SetScores:
     """Score a set such as `target/test`. Every rank takes every world-size-th segment; call it on every rank."""
     begin = time.perf_counter()
     side, _, split = name.partition("/")
     rows = setup.rows(getattr(setup.config.data, side), split, key=f"data.{side}")
     mine = rows[setup.world.rank :: setup.world.size]
-    outputs = _score_rows(setup, engine, mine, most=-(-len(rows) // setup.world.size), domain=int(side == "target"))
+    most = -(-len(rows) // setup.world.size)
+    plan = _test_plan(setup, mine, most=most, domain=int(side == "target"))
+    schedule = TestSchedule(plan, setup.config.eval.batch)
+    with Progress(screen, len(schedule), f"evaluate {name}", unit="batch", keep=False) as progress:
+        outputs = _score(setup, engine, schedule, progress, segments=len(mine))
     gathered: list[dict[str, Floats]] = [{}] * setup.world.size
     dist.all_gather_object(gathered, outputs)
     order = np.argsort(
@@ -78,34 +85,40 @@ def score_set(setup: Setup, engine: Engine, name: str) -> SetScores:
     )
 
 
-def _score_rows(setup: Setup, engine: Engine, mine: NDArray[np.int64], *, most: int, domain: int) -> dict[str, Floats]:
-    """Mean outputs per segment of this rank. Ranks with fewer segments than `most` repeat some, because ZeRO 3 wants
-    equal numbers of forwards.
+def _test_plan(setup: Setup, mine: NDArray[np.int64], *, most: int, domain: int) -> ClipPlan:
+    """Windows of this rank's segments. Ranks with fewer than `most` repeat some, because ZeRO 3 wants equal numbers of
+    forwards.
     """
-    windows, batch, segments = setup.config.eval.windows, setup.config.eval.batch, setup.store.segments
+    segments = setup.store.segments
     padded = np.resize(mine, most) if len(mine) else np.zeros(most, np.int64)
-    plan = plan_test_windows(
+    return plan_test_windows(
         rows=padded,
         start=segments.start[padded],
         stop=segments.stop[padded],
         label=segments.label[padded],
         domain=domain,
         rule=setup.rule,
-        windows=windows,
+        windows=setup.config.eval.windows,
         frame_size=setup.frame_size,
     )
-    schedule = TestSchedule(plan, batch)
+
+
+def _score(
+    setup: Setup, engine: Engine, schedule: TestSchedule, progress: Progress, *, segments: int
+) -> dict[str, Floats]:
+    """Mean outputs over the windows of each of the first `segments` segments."""
     loader = setup.test_loader(schedule)
     parts: dict[str, list[Floats]] = {}
-    for _ in range(len(schedule)):
+    for done in range(len(schedule)):
         logits, features = engine.evaluate(loader.next())
         for stream, value in logits.items():
             parts.setdefault(f"probability/{stream}", []).append(torch.softmax(value.double(), dim=1).cpu().numpy())
         for stream, value in features.items():
             parts.setdefault(f"feature/{stream}", []).append(value.double().cpu().numpy())
-    return {
-        key: np.concatenate(value).reshape(most, windows, -1).mean(axis=1)[: len(mine)] for key, value in parts.items()
-    }
+        progress.update(done + 1)
+    windows = setup.config.eval.windows
+    joined = {key: np.concatenate(value) for key, value in parts.items()}
+    return {key: v.reshape(-1, windows, v.shape[1]).mean(axis=1)[:segments] for key, v in joined.items()}
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

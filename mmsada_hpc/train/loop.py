@@ -186,7 +186,7 @@ class TrainLoop:
 
     def score(self, engine: Engine, name: str, done: Position) -> dict[str, object]:
         """Evaluate one set and log it."""
-        scores: SetScores = score_set(self.setup, engine, name)
+        scores: SetScores = score_set(self.setup, engine, name, self.screen)
         summary = scores.summary(len(self.setup.store.manifest.classes))
         if self.is_main:
             logged = {key: summary[key] for key in summary if key.startswith(("top1", "mean_recall", "segments"))}

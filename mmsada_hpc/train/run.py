@@ -133,7 +133,7 @@ def _store_features(
     if not setup.config.data.target:
         return
     engine = trained.engine if trained else loop.start_stage(1, state or TrainState(Position(), {}, {}))
-    parts = [score_set(setup, engine, f"{side}/test") for side in ("source", "target")]
+    parts = [score_set(setup, engine, f"{side}/test", loop.screen) for side in ("source", "target")]
     if trained is None:
         engine.close()
     if setup.world.rank == 0:

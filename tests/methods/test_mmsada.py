@@ -88,7 +88,7 @@ def test_every_term_equals_its_formula() -> None:
     }
     want = {"loss_ce": ce, "loss_corr": corr, "loss_domain_rgb": domain["rgb"], "loss_domain_flow": domain["flow"]}
     for name, value in want.items():
-        assert float(losses.figures[name]) == pytest.approx(value, rel=1e-12), name
+        assert float(losses.figures[name].detach()) == pytest.approx(value, rel=1e-12), name
     assert float(losses.total) == pytest.approx(0.2 * ce + 1.0 * corr + domain["rgb"] + domain["flow"], rel=1e-12)
 
 
