@@ -13,7 +13,7 @@ from mmsada_hpc.cluster.local import JobFailedError, run_local
 from mmsada_hpc.cluster.profile import Profile, load_profile, parse_minutes
 from mmsada_hpc.cluster.slurm import sbatch_text, submit_slurm
 from mmsada_hpc.config import Config, dump_config, find_config, load_config
-from mmsada_hpc.data.layout import BatchLayout, plan_layout
+from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.errors import UserError
 
@@ -41,20 +41,6 @@ class TrainJob:
         return DelayedSubmission(self)
 
 
-def batch_layout(config: Config, world_size: int) -> BatchLayout:
-    """How the global batch is shared out over the ranks; a UserError where it cannot be."""
-    from mmsada_hpc.methods import find_method
-
-    return plan_layout(
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        world_size=world_size,
-        group_size=config.model.batch_norm.group_size,
-        num_domains=2 if find_method(config.method.name).adapts else 1,
-        layout=config.train.layout,
-    )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada submit` and launch/submit.py."""
     parser.add_argument("--config", required=True, type=Path, help="YAML of the run, a file or a name in configs/")
@@ -73,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compose the config and the cluster's profile, and submit; returns the exit status."""
+    from mmsada_hpc.methods import batch_layout  # imports torch, which `--help` can do without
+
     profile = load_profile(args.cluster, _flags(args))
     config = load_config(args.config, args.overrides)
     layout = batch_layout(config, profile.world_size)
