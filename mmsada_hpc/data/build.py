@@ -15,15 +15,7 @@ import cv2
 import numpy as np
 
 import mmsada_hpc
-from mmsada_hpc.data.manifest import (
-    MANIFEST,
-    STREAMS,
-    FileEntry,
-    FlowConvention,
-    StoreManifest,
-    Stream,
-    write_atomically,
-)
+from mmsada_hpc.data.manifest import MANIFEST, STREAMS, FileEntry, FlowConvention, StoreManifest, Stream
 from mmsada_hpc.data.outfolder import begin, canonical, enter, locked
 from mmsada_hpc.data.packing import plan_jobs, run_jobs, survey_all
 from mmsada_hpc.data.progress import Progress
@@ -41,6 +33,7 @@ from mmsada_hpc.data.tables import (
     csv_bytes,
     index_file,
 )
+from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,27 +100,3 @@ def _from_dict(raw: dict[str, Any]) -> StoreManifest:
     values["tables"] = tuple(FileEntry(**entry) for entry in raw["tables"])
     values["skipped"] = tuple(raw["skipped"])
     return StoreManifest(**values)
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write `payload` to `path` so that a reader finds the old file or the whole new one, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmsada_hpc.data.manifest import MANIFEST, StoreManifest, read_manifest, write_atomically
+from mmsada_hpc.data.manifest import MANIFEST, StoreManifest, read_manifest
 from mmsada_hpc.data.records import BUILD
 from mmsada_hpc.data.store import check_sizes
 from mmsada_hpc.data.tables import SEGMENTS, VIDEOS
+from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 
 _PLAN, _LOCK = "plan.json", "lock"

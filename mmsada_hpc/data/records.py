@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mmsada_hpc.data.manifest import FileEntry, write_atomically
+from mmsada_hpc.data.manifest import FileEntry
 from mmsada_hpc.data.shards import writing
 from mmsada_hpc.data.source import PackedVideo
 from mmsada_hpc.data.store import sha256_file
+from mmsada_hpc.durable import write_atomically
 
 BUILD = "build"
 

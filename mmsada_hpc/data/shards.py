@@ -15,8 +15,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsada_hpc.data.manifest import FileEntry, Stream, sync_folder
+from mmsada_hpc.data.manifest import FileEntry, Stream
 from mmsada_hpc.data.tables import INDEX_DTYPE
+from mmsada_hpc.durable import sync_folder
 from mmsada_hpc.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

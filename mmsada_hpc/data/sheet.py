@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mmsada_hpc.data.flow import to_pixels
-from mmsada_hpc.data.manifest import write_atomically
 from mmsada_hpc.data.shards import writing
 from mmsada_hpc.data.store import Store
+from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 
 Picture = NDArray[np.uint8]

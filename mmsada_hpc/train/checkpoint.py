@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmsada_hpc.durable import sync_folder, write_atomically
 from mmsada_hpc.errors import UserError
 
 _STATE, _MANIFEST, _POINTER = "state.pt", "manifest.json", "latest"
@@ -60,7 +61,7 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             os.rename(temporary, final)
-            _sync(self.folder)
+            sync_folder(self.folder)
             self._point_to(name)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -93,15 +94,14 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"model": _plain(state.model), "momentum": _plain(state.momentum)}, buffer)
         data = buffer.getbuffer()
-        _write_synced(temporary / _STATE, data)
+        write_atomically(temporary / _STATE, data)
         manifest = {
             "position": asdict(state.position),
             "config_hash": self._hash,
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync(temporary)
+        write_atomically(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def _read(self, path: Path) -> TrainState | None:
         try:
@@ -121,10 +121,7 @@ class Checkpoints:
         return TrainState(Position(**manifest["position"]), values["model"], values["momentum"])
 
     def _point_to(self, name: str) -> None:
-        temporary = self.folder / f".{_POINTER}.{os.getpid()}.tmp"
-        _write_synced(temporary, name.encode())
-        os.replace(temporary, self.folder / _POINTER)
-        _sync(self.folder)
+        write_atomically(self.folder / _POINTER, name.encode())
 
     def _drop_old(self) -> None:
         for path in self.saved()[: -self._keep]:
@@ -137,18 +134,3 @@ class Checkpoints:
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

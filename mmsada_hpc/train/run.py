@@ -15,6 +15,7 @@ from mmsada_hpc.cluster.world import World, find_world
 from mmsada_hpc.config import Config, config_hash, dump_config
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.data.store import Store, sha256_file
+from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain, read_metrics
 from mmsada_hpc.observe.record import write_json, write_record
@@ -76,7 +77,7 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[s
     if state.model:
         screen.print(f"going on from step {state.position.step} of stage {state.position.stage}")
     if is_main:
-        _write_text(config.run.dir / "config.yaml", dump_config(config))
+        write_atomically(config.run.dir / "config.yaml", dump_config(config).encode())
         write_record(
             config.run.dir,
             extra={"device": str(setup.device), "world_size": setup.world.size, "batch": setup.layout.describe()},
@@ -183,9 +184,3 @@ def _named_top1(config: Config, name: str) -> dict[int, float]:
     """Top-1 of a set at the steps of `eval.checkpoints`, from the log, which outlives a restart."""
     rows = [row for row in read_metrics(config.run.dir) if row["kind"] == "eval" and row["stage"] == 2]
     return {row["step"]: row["top1"] for row in rows if row["set"] == name and row["step"] in config.eval.checkpoints}
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
