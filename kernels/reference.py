@@ -28,15 +28,16 @@ class Linear(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A loss term and the weighted share of clips it gets right (0 ... 1 once added up)."""
+    """A loss term and the weighted share of clips it gets right (0 ... 1 once added up), where it has a right."""
 
     loss: Tensor
-    accuracy: Tensor
+    accuracy: Tensor | None = None
 
 
 class Classified(NamedTuple):
-    loss: Tensor
-    accuracy: Tensor
+    """The classification term and the logits it was taken from."""
+
+    scored: Scored
     logits_NK: Tensor
 
 
@@ -54,7 +55,7 @@ class _ReverseGradient(torch.autograd.Function):
 
 def reverse_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """Identity; the gradient is multiplied by -factor (a scalar tensor, so that a captured graph can follow the
-    ramp).
+    ramp; or any shape that broadcasts, such as `(N, 1)`).
     """
     return _ReverseGradient.apply(x, factor)
 
@@ -95,7 +96,7 @@ def classify(
     ]
     logits_NK = torch.stack(parts).sum(dim=0)
     scored = _weighted(logits_NK[:, :num_classes], label_N, weight_N)
-    return Classified(scored.loss, scored.accuracy, logits_NK)
+    return Classified(scored, logits_NK)
 
 
 def discriminate(features_ND: Tensor, head: Mlp, *, domain_N: Tensor, weight_N: Tensor, reversal: Tensor) -> Scored:

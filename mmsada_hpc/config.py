@@ -30,6 +30,21 @@ class RunConfig(_Section):
     """
 
 
+class StreamConfig(_Section):
+    """A modality beside RGB and flow: arrays of numbers, one file a video, with a backbone of its own."""
+
+    arrays: Path
+    """Folder with VIDEO.npy, `(rows, channels)`, for every video of the store; row 0 begins with RGB frame 1."""
+    channels: int = Field(ge=1)
+    """Numbers in a row, such as mel bands."""
+    rate: float = Field(gt=0)
+    """Rows per RGB frame."""
+    length: int = Field(ge=8)
+    """Rows of a window as the backbone sees them, drawn evenly from the time that the RGB window spans."""
+    backbone: str = "conv1d"
+    """A backbone of `mmsada_hpc/model/backbones.py`."""
+
+
 class DataConfig(_Section):
     store: Path | None = None
     """Folder made by `mmsada prepare`."""
@@ -37,6 +52,8 @@ class DataConfig(_Section):
     """Labelled domains."""
     target: tuple[str, ...] = ()
     """Unlabelled domains: their labels are read for scoring only."""
+    streams: dict[str, StreamConfig] = {}
+    """Further modalities by name, beside rgb and flow."""
     num_frames: int = Field(16, ge=2, multiple_of=2)
     """Frames of a window in each stream (even: half before the centre, half from it on)."""
     rgb_step: int = Field(2, ge=1)
@@ -72,6 +89,17 @@ class BatchNormConfig(_Section):
     """Running statistics at test: both domains' mixture (released) or target only (the paper's text)."""
 
 
+class PretrainedConfig(_Section):
+    rgb: Path | None = None
+    """Weights that the RGB network starts from, all but the classifier: a file of `mmsada weights convert`."""
+    flow: Path | None = None
+    """The same for the flow network."""
+
+    def files(self) -> dict[str, Path]:
+        """Stream -> file, of those that are set."""
+        return {name: path for name, path in (("rgb", self.rgb), ("flow", self.flow)) if path is not None}
+
+
 class ModelConfig(_Section):
     width: float = Field(1.0, gt=0, le=2)
     """Multiplier on every channel count; 1 is I3D."""
@@ -81,6 +109,7 @@ class ModelConfig(_Section):
     """The released classifier has 2 x classes outputs, of which the first half are trained; the paper's has one per
     class.
     """
+    pretrained: PretrainedConfig = PretrainedConfig()
     batch_norm: BatchNormConfig = BatchNormConfig()  # type: ignore[call-arg]  # defaults come from Field
 
 
@@ -90,7 +119,17 @@ class MethodConfig(_Section):
     lambda_c: float = Field(5.0, ge=0)
     """Weight of the correspondence loss relative to the classification loss."""
     lambda_d: float = Field(1.0, ge=0)
-    """Peak adversarial gradient into the features relative to the classification loss."""
+    """Peak adversarial gradient into the features relative to the classification loss (mcd: of the discrepancy)."""
+    lambda_mmd: float = Field(1.0, ge=0)
+    """mmd: weight of the discrepancy relative to the classification loss."""
+    mmd_block: int = Field(64, ge=2)
+    """mmd: source clips, and target clips, over which one discrepancy is taken (64 as released)."""
+    mmd_kernels: Literal["fixed", "median"] = "fixed"
+    """mmd: the 12 fixed RBF kernels of the released code, or five around the median squared distance."""
+    lambda_mcd: float = Field(1.0, ge=0)
+    """mcd: weight of the classifiers' discrepancy relative to the classification loss."""
+    lambda_h: float = Field(0.1, ge=0)
+    """target_entropy: peak weight of the target's entropy relative to the classification loss."""
 
 
 class StageConfig(_Section):
@@ -237,15 +276,25 @@ def dump_config(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits over everything that decides the result; the run folder, the progress settings and the
-    world-dependent batch layout are left out.
+    """Twelve hex digits over everything that decides the result, files of weights by their contents; the run folder,
+    the progress settings and the world-dependent batch layout are left out.
     """
     values = config.model_dump(mode="json", exclude={"run": True, "observe": True, "checkpoint": True})
     for key in ("micro_batch", "layout", "device", "memory_format"):
         values["train"].pop(key)
     for key in ("store", "device", "threads", "prefetch", "readers"):
         values["data"].pop(key)
+    for stream, path in config.model.pretrained.files().items():
+        values["model"]["pretrained"][stream] = _sha256(path, f"model.pretrained.{stream}")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _sha256(path: Path, key: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}; `mmsada weights convert` makes such a file") from None
 
 
 def _check_together(config: Config) -> None:
@@ -257,7 +306,7 @@ def _check_together(config: Config) -> None:
     if train.stage1.steps + train.stage2.steps == 0:
         raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")
     shared = set(config.data.source) & set(config.data.target)
-    if shared and method.name != "source_only":
+    if shared and method.name not in ("source_only", "supervised_target"):
         raise UserError(
             f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in "
             f"training"

@@ -16,6 +16,8 @@ from mmsada_hpc.config import Config, dump_config, find_config, load_config
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.errors import UserError
+from mmsada_hpc.grid import is_grid, read_grid
+from mmsada_hpc.submit_grid import describe_grid, queue_grid, refuse_unfit, run_grid_here
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class TrainJob:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada submit` and launch/submit.py."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of the run, a file or a name in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. seed=1")
+    parser.add_argument("--config", required=True, type=Path, help="YAML of a run or a grid, or its name in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, of a grid for every run")
     parser.add_argument("--cluster", default="slurm", metavar="NAME", help="profile in configs/cluster or a YAML file")
     parser.add_argument("--nodes", type=int, help="hosts")
     parser.add_argument("--tasks-per-node", type=int, help="ranks on each host (one per GPU)")
@@ -54,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", help="Slurm partition")
     parser.add_argument("--account", help="Slurm account")
     parser.add_argument("--qos", help="Slurm quality of service")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of a grid: the runs with this in their name")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="of a grid, here: runs beside each other")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
 
 
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from mmsada_hpc.methods import batch_layout  # imports torch, which `--help` can do without
 
     profile = load_profile(args.cluster, _flags(args))
+    if is_grid(args.config):
+        return _run_grid(args, profile)
     config = load_config(args.config, args.overrides)
     layout = batch_layout(config, profile.world_size)
     name, folder = f"mmsada-{config.run.dir.name}", config.run.dir.absolute() / "submitit"
@@ -69,15 +75,41 @@ def run(args: argparse.Namespace) -> int:
         print(describe(config, profile, layout, name=name, folder=folder))
         return 0
     _check_store(config)
-    job = TrainJob(find_config(args.config).absolute(), tuple(args.overrides))
     if profile.executor == "slurm":
-        queued = submit_slurm(job, profile, name=name, folder=folder)
-        print(
-            f"queued as job {queued.job_id}: {layout.world_size} ranks on {profile.nodes} nodes, run {config.run.dir}"
-        )
-        print(f"follow it with: tail -F {queued.task(0).paths.stdout}")
+        print(_queue(args.config, args.overrides, config, profile))
         return 0
-    return _run_here(job, profile, folder)
+    return _run_here(TrainJob(find_config(args.config).absolute(), tuple(args.overrides)), profile, folder)
+
+
+def _run_grid(args: argparse.Namespace, profile: Profile) -> int:
+    from mmsada_hpc.methods import batch_layout
+
+    if args.parallel < 1:
+        raise UserError("--parallel must be at least 1")
+    grid = read_grid(args.config, args.overrides, only=args.only)
+    refuse_unfit(grid, lambda run: batch_layout(run.config, profile.world_size))
+    print(describe_grid(grid, profile, parallel=args.parallel), flush=True)
+    if args.dry_run:
+        return 0
+    refuse_unfit(grid, lambda run: _check_store(run.config))
+    if profile.executor == "slurm":
+        return queue_grid(grid, lambda run: _queue(grid.base, run.overrides, run.config, profile))
+    try:
+        return run_grid_here(grid, profile, parallel=args.parallel)
+    except KeyboardInterrupt:
+        print("stopped; finished runs are kept, and the same command goes on with the others", file=sys.stderr)
+        return 130
+
+
+def _queue(path: Path, overrides: Sequence[str], config: Config, profile: Profile) -> str:
+    """Hand one run to Slurm; returns what a person should know of it."""
+    job = TrainJob(find_config(path).absolute(), tuple(overrides))
+    name, folder = f"mmsada-{config.run.dir.name}", config.run.dir.absolute() / "submitit"
+    queued = submit_slurm(job, profile, name=name, folder=folder)
+    return (
+        f"queued as job {queued.job_id}: {profile.world_size} ranks on {profile.nodes} nodes, run {config.run.dir}\n"
+        f"follow it with: tail -F {queued.task(0).paths.stdout}"
+    )
 
 
 def describe(config: Config, profile: Profile, layout: BatchLayout, *, name: str, folder: Path) -> str:

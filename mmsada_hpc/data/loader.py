@@ -1,5 +1,5 @@
-"""The store's windows as `Batch`es: one DALI pipeline per stream, labels and dropout masks from the plan beside
-them.
+"""The store's windows as `Batch`es: one DALI pipeline per video stream, arrays of numbers for any further stream,
+labels and dropout masks from the plan beside them.
 """
 
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmsada_hpc.data.arrays import ArrayPipeline, ArrayStream
 from mmsada_hpc.data.batch import Batch, make_batch
 from mmsada_hpc.data.manifest import STREAMS
 from mmsada_hpc.data.philox import keep_mask
@@ -22,7 +23,8 @@ class DropoutPlan:
 
     seed: int
     drop: float
-    features: int
+    features: Mapping[str, int]
+    """Width of each stream's features."""
 
 
 class Loader:
@@ -35,11 +37,14 @@ class Loader:
         settings: PipelineSettings,
         *,
         dropout: DropoutPlan | None = None,
+        arrays: Mapping[str, ArrayStream] | None = None,
     ) -> None:
         self._schedule, self._dropout = schedule, dropout
-        self._streams = {
+        self._streams: dict[str, StreamPipeline | ArrayPipeline] = {
             stream: StreamPipeline(store, stream, schedule, settings, batch=schedule.largest) for stream in STREAMS
         }
+        for name, array in (arrays or {}).items():
+            self._streams[name] = ArrayPipeline(array, store, name, schedule, settings)
         self._iteration = 0
         self.wait_s = 0.0
         """Seconds spent waiting for decoded clips since it was last set to 0."""
@@ -54,12 +59,13 @@ class Loader:
         clips_NTHWC: dict[str, torch.Tensor] = {stream: pipeline.next() for stream, pipeline in self._streams.items()}
         self.wait_s += time.perf_counter() - begin
         plan = self._schedule(self._iteration)
-        masks, group_size = (
-            self._masks(),
-            self._schedule.layout.group_size if isinstance(self._schedule, TrainSchedule) else 0,
-        )
+        masks = self._masks()
+        group_size, place_N = 0, None
+        if isinstance(self._schedule, TrainSchedule):
+            layout = self._schedule.layout
+            group_size, place_N = layout.group_size, self._schedule.rows(self._iteration) % layout.domain_batch
         self._iteration += 1
-        return make_batch(plan, clips_NTHWC, dropout_SND=masks, group_size=group_size)
+        return make_batch(plan, clips_NTHWC, dropout_SND=masks, group_size=group_size, place_N=place_N)
 
     def _masks(self) -> Mapping[str, torch.Tensor]:
         schedule, dropout = self._schedule, self._dropout
@@ -72,9 +78,8 @@ class Loader:
             "stage": schedule.stage,
             "step": step,
             "rows": schedule.layout.global_batch,
-            "features": dropout.features,
         }
         return {
-            stream: torch.from_numpy(keep_mask(lane=lane, drop=dropout.drop, **common)[rows])
-            for lane, stream in enumerate(STREAMS)
+            stream: torch.from_numpy(keep_mask(lane=lane, drop=dropout.drop, features=width, **common)[rows])
+            for lane, (stream, width) in enumerate(dropout.features.items())
         }

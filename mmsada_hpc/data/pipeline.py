@@ -62,8 +62,7 @@ class StreamSource:
 
     def views(self, iteration: int) -> Views:
         """The stream's share of the plan."""
-        plan = self._schedule(iteration)
-        return plan.rgb if self._stream == "rgb" else plan.flow
+        return self._schedule(iteration).views[self._stream]
 
     def frames(self, centre: int) -> NDArray[np.int64]:
         """Frame numbers of the stream in a window."""

@@ -2,15 +2,17 @@
 
 Spec 2.3 and 4.4: per domain, segments without replacement within an epoch; the first half of a domain's batch are
 corresponding pairs, the second half take the flow of
-their neighbour; then a shuffle. RGB and flow windows, crops and flips are drawn apart.
+their neighbour; then a shuffle. RGB and flow windows, crops and flips are drawn apart. A third stream takes its
+neighbour's neighbour, so that no two streams of a negative correspond.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsada_hpc.data.manifest import STREAMS
 from mmsada_hpc.data.philox import Purpose, permutation, uniform, words
 from mmsada_hpc.data.windows import OFFSETS, SIZE_PAIRS, Ints, WindowRule, train_boxes
 from mmsada_hpc.errors import UserError
@@ -37,12 +39,12 @@ class Views:
 class ClipPlan:
     """N clips, source before target."""
 
-    rgb: Views
-    flow: Views
+    views: Mapping[str, Views]
+    """Per stream."""
     domain_N: Ints
     """0 source, 1 target."""
     label_N: Ints
-    """Class of the RGB segment, for a target clip too; weight 0 keeps it out of the classification loss."""
+    """Class of the first stream's segment, for a target clip too; weight 0 keeps it out of the classification loss."""
     corresponds_N: NDArray[np.bool_]
     weights: ClipWeights
     """Per loss term 1 / (clips of the global batch in that term), or 0 (law 3)."""
@@ -53,8 +55,7 @@ class ClipPlan:
     def take(self, rows: Ints) -> "ClipPlan":
         weights = {term: weight[rows] for term, weight in self.weights.items()}
         return ClipPlan(
-            self.rgb.take(rows),
-            self.flow.take(rows),
+            {stream: views.take(rows) for stream, views in self.views.items()},
             self.domain_N[rows],
             self.label_N[rows],
             self.corresponds_N[rows],
@@ -149,6 +150,7 @@ class Planner:
         synchronised: bool,
         negatives: bool,
         weigh: WeighClips,
+        streams: Sequence[str] = STREAMS,
     ) -> None:
         """Args:
         pools: source, or source and target.
@@ -158,11 +160,12 @@ class Planner:
         synchronised: positives share centre, crop and flip between the streams.
         negatives: half of each domain's batch are non-corresponding pairs.
         weigh: the method's per-clip weights from `(domain_N, corresponds_N)`.
+        streams: the first gives a clip its label.
         """
-        if negatives and domain_batch < 4:
+        if negatives and domain_batch < 2 * len(streams):
             raise UserError(
-                f"train.global_batch: {domain_batch} clips a domain leave no two negatives to pair; use at least 4 a "
-                f"domain"
+                f"train.global_batch: {domain_batch} clips a domain leave too few negatives to pair over "
+                f"{len(streams)} streams; use at least {2 * len(streams)} a domain"
             )
         for pool in pools:
             if negatives and len(pool) < 3:
@@ -172,7 +175,7 @@ class Planner:
                 )
         self._seed, self._pools, self._batch = seed, pools, domain_batch
         self._rule, self._frame_size, self._offsets = rule, frame_size, np.array(OFFSETS[crops])
-        self._synchronised, self._negatives, self._weigh = synchronised, negatives, weigh
+        self._synchronised, self._negatives, self._weigh, self._streams = synchronised, negatives, weigh, streams
         self._orders: dict[tuple[int, int], EpochOrder] = {}
 
     def step(self, stage: int, step: int) -> ClipPlan:
@@ -183,8 +186,7 @@ class Planner:
         domain = np.concatenate([part.domain_N for part in parts])
         corresponds = np.concatenate([part.corresponds_N for part in parts])
         return ClipPlan(
-            _join([part.rgb for part in parts]),
-            _join([part.flow for part in parts]),
+            {stream: _join([part.views[stream] for part in parts]) for stream in self._streams},
             domain,
             np.concatenate([part.label_N for part in parts]),
             corresponds,
@@ -195,19 +197,23 @@ class Planner:
         pool, n = self._pools[domain], self._batch
         position = self._positions(stage, step, domain)
         positive = np.arange(n) < (n - n // 2 if self._negatives else n)
-        draws = words(seed=self._seed, purpose=Purpose.WINDOW, stage=stage, step=step, lane=domain, shape=(n, 10))
+        # Five words a stream: window, size, y, x, flip.
+        shape = (n, 5 * len(self._streams))
+        draws = words(seed=self._seed, purpose=Purpose.WINDOW, stage=stage, step=step, lane=domain, shape=shape)
         if self._negatives and n > len(pool):
             position = _part_neighbours(position, first=int(positive.sum()))
         lo, hi = self._rule.bounds(pool.start[position], pool.stop[position])
-        rgb_centre = lo + uniform(draws[:, 0], hi - lo + 1)
-        flow_centre = rgb_centre if self._synchronised else lo + uniform(draws[:, 5], hi - lo + 1)
-        rgb = self._views(pool.rows[position], rgb_centre, draws[:, 1:5])
-        # A negative is its RGB with the flow window of the next one (cyclic among the negatives).
-        partner = np.arange(n)
-        partner[~positive] = np.roll(partner[~positive], -1)
-        flow_draws = np.where((positive & self._synchronised)[:, None], draws[:, 1:5], draws[:, 6:10])
-        flow = self._views(pool.rows[position][partner], flow_centre[partner], flow_draws)
-        clips = ClipPlan(rgb, flow, np.full(n, domain), pool.label[position], positive, {})
+        views = {}
+        for place, stream in enumerate(self._streams):
+            first, own = draws[:, :5], draws[:, 5 * place : 5 * place + 5]
+            centre = lo + uniform((first if self._synchronised else own)[:, 0], hi - lo + 1)
+            looks = np.where((positive & self._synchronised)[:, None], first, own)[:, 1:]
+            # A negative has the window of the next one (cyclic among the negatives) in the second stream, of the one
+            # after it in the third.
+            partner = np.arange(n)
+            partner[~positive] = np.roll(partner[~positive], -place)
+            views[stream] = self._views(pool.rows[position][partner], centre[partner], looks)
+        clips = ClipPlan(views, np.full(n, domain), pool.label[position], positive, {})
         return clips.take(
             permutation(
                 words(seed=self._seed, purpose=Purpose.SHUFFLE, stage=stage, step=step, lane=domain, shape=(n,))

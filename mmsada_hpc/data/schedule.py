@@ -2,11 +2,13 @@
 picklable, without state (law 1).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mmsada_hpc.data.layout import BatchLayout
+from mmsada_hpc.data.manifest import STREAMS
 from mmsada_hpc.data.plan import ClipPlan, Planner, Views
 from mmsada_hpc.data.windows import Ints, WindowRule, centre_box
 
@@ -80,8 +82,9 @@ def plan_test_windows(
     rule: WindowRule,
     windows: int,
     frame_size: tuple[int, int],
+    streams: Sequence[str] = STREAMS,
 ) -> ClipPlan:
-    """`windows` centre-cropped windows of each segment, segment by segment; RGB and flow share the centre (spec 4.4,
+    """`windows` centre-cropped windows of each segment, segment by segment; all streams share the centre (spec 4.4,
     4.5).
 
     Args:
@@ -91,4 +94,5 @@ def plan_test_windows(
     centre = rule.test_centres(start, stop, windows).reshape(-1)
     n = len(centre)
     views = Views(np.repeat(rows, windows), centre, np.tile(centre_box(*frame_size), (n, 1)), np.zeros(n, bool))
-    return ClipPlan(views, views, np.full(n, domain), np.repeat(label, windows), np.ones(n, bool), {})
+    same = dict.fromkeys(streams, views)
+    return ClipPlan(same, np.full(n, domain), np.repeat(label, windows), np.ones(n, bool), {})

@@ -1,6 +1,11 @@
-"""The methods, one file each; importing this package registers them all."""
+"""The methods, one file each; importing this package registers every file of it."""
 
-from mmsada_hpc.methods import mmsada, source_only
-from mmsada_hpc.methods.base import Method, batch_layout, find_method
+import importlib
+import pkgutil
 
-__all__ = ["Method", "batch_layout", "find_method", "mmsada", "source_only"]
+from mmsada_hpc.methods.base import Factors, HeadSizes, Method, batch_layout, find_method, method_names, moment
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+
+__all__ = ["Factors", "HeadSizes", "Method", "batch_layout", "find_method", "method_names", "moment"]

@@ -1,13 +1,13 @@
-"""What a method is: heads, loss terms with their weights, which clips enter each, and a schedule. One file per method;
+"""What a method is: heads, loss terms with their factors, which clips enter each, and a schedule. One file per method;
 importing this package registers them.
 """
 
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,19 +18,41 @@ from mmsada_hpc.config import Config, MethodConfig, ModelConfig, StageConfig, Tr
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout, plan_layout
 from mmsada_hpc.errors import UserError
-from mmsada_kernels.reference import Linear, Mlp
+from mmsada_hpc.methods.heads import classifier_head, draw_anew, linear_of
+from mmsada_kernels import Classified, Scored, classify
 
 Features = Mapping[str, Tensor]
+Side = Literal["source", "target"]
+ClipWeights = Mapping[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class LossScales:
-    """Factors on the loss terms at one step; `reversal` is what the gradient reversal multiplies by."""
+class Moment:
+    """Where training is, as a schedule sees it."""
 
-    ce: float
-    corr: float
-    domain: float
-    reversal: float
+    stage: int
+    progress: float
+    """Updates of the stage done, as a share (0 ... 1)."""
+    scale: float
+    """`loss_scale` of the stage (released: 1, then 0.2)."""
+
+    @property
+    def adapts(self) -> float:
+        """1 in stage 2, 0 in stage 1, which aligns nothing (spec 1.7)."""
+        return float(self.stage == 2)
+
+    @property
+    def ramp(self) -> float:
+        """0 in stage 1; 2 / (1 + exp(-10 p)) - 1 over stage 2 (spec 2.2)."""
+        return self.adapts * (2 / (1 + math.exp(-10 * self.progress)) - 1)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What each loss term of one update is multiplied by, and what the gradient reversal multiplies by."""
+
+    terms: Mapping[str, float]
+    reversal: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,50 +64,83 @@ class Losses:
     """Unscaled losses `loss_*` and accuracies (0 ... 1), as shares that add up over ranks and micro-batches."""
 
 
+@dataclass(frozen=True)
+class HeadSizes:
+    """What heads are built for."""
+
+    features: Mapping[str, int]
+    """Width of each stream's features, in the order of the streams."""
+    num_classes: int
+
+
 class Method(nn.Module, ABC):
     """A training method: a module that holds its heads."""
 
     name: ClassVar[str]
-    adapts: ClassVar[bool] = True
-    """Half of each batch is unlabelled target."""
-    negatives: ClassVar[bool] = True
+    trains_on: ClassVar[tuple[Side, ...]] = ("source", "target")
+    """Whose training clips make up a batch, in equal parts; the first side is the labelled one."""
+    negatives: ClassVar[bool] = False
     """Half of each domain's batch are non-corresponding pairs."""
     fresh_in_stage2: ClassVar[tuple[str, ...]] = ()
     """Heads that start anew with stage 2."""
-    figures: ClassVar[tuple[str, ...]] = ("loss_ce", "top1")
-    """Keys of `Losses.figures`, in order."""
 
-    def __init__(
-        self, *, streams: tuple[str, ...], feature_size: int, num_classes: int, model: ModelConfig, method: MethodConfig
-    ) -> None:
+    def __init__(self, sizes: HeadSizes, *, model: ModelConfig, method: MethodConfig) -> None:
         super().__init__()
-        self.streams, self.feature_size, self.num_classes, self.settings = streams, feature_size, num_classes, method
-        self.classifier = nn.ModuleDict(
-            {s: classifier_head(feature_size, model.logits_per_class * num_classes) for s in streams}
-        )
+        self.sizes, self.streams, self.settings = sizes, tuple(sizes.features), method
+        self.num_logits = model.logits_per_class * sizes.num_classes
+        self.classifier = self.per_stream(lambda width: classifier_head(width, self.num_logits))
+        self.add_heads()
+
+    def add_heads(self) -> None:  # a method may have none beside the classifier
+        """Build the method's heads beside the classifier."""
 
     @staticmethod
     @abstractmethod
-    def weigh(domain_N: NDArray[np.int64], corresponds_N: NDArray[np.bool_]) -> Mapping[str, NDArray[np.float64]]:
-        """Per loss term the weight of every clip of the global batch: 1 / (clips in that term), or 0."""
+    def weigh(domain_N: NDArray[np.int64], corresponds_N: NDArray[np.bool_]) -> ClipWeights:
+        """Which clips of the global batch enter each loss term: 1 / (clips in that term), or 0 (law 3).
+
+        Args:
+            domain_N: index into `trains_on`.
+            corresponds_N: False for a pair whose streams come from two segments.
+        """
 
     @abstractmethod
-    def losses(self, features: Features, batch: Batch, scales: LossScales) -> Losses:
-        """Every head of the method, at every step (law 3)."""
+    def factors(self, at: Moment) -> Factors:
+        """The schedule: a factor for every term of `terms`."""
 
-    def scales(self, stage: int, step: int, train: TrainConfig) -> LossScales:
-        """Loss factors of update `step` (from 0) of a stage. No adversarial share in stage 1; the ramp of spec 2.2 in
-        stage 2.
+    @abstractmethod
+    def terms(self, features: Features, batch: Batch, reversal: Tensor) -> Mapping[str, Scored]:
+        """Every loss term of the method, unscaled, at every step: a factor may be 0, nothing is left out (law 3).
+
+        Args:
+            features: per stream `(N, D)`, un-dropped.
+            batch: its `weights` hold what `weigh` gave for these clips.
+            reversal: `Factors.reversal` as a scalar tensor, so that a captured graph can follow the ramp.
         """
-        settings = stage_of(train, stage)
-        adversarial = stage == 2
-        peak = settings.loss_scale * self.settings.lambda_d
-        return LossScales(
-            ce=settings.loss_scale,
-            corr=settings.loss_scale * self.settings.lambda_c,
-            domain=float(adversarial),
-            reversal=peak * ramp(step / settings.steps) if adversarial else 0.0,
-        )
+
+    def probe(self, features: Features, domain: int) -> dict[str, float]:
+        """Accuracies of the other heads on a test set of one domain, in percent; `{}` where there are none."""
+        return {}
+
+    @classmethod
+    def label(cls, config: Config) -> str:
+        """How tables name the method, with the settings that make another row of it."""
+        return cls.name
+
+    @classmethod
+    def check(cls, config: Config, layout: BatchLayout) -> None:
+        """UserError where the method cannot be computed with this batch."""
+
+    def losses(self, features: Features, batch: Batch, factors: Factors) -> Losses:
+        """The total of one micro-batch and its figures."""
+        any_ND = next(iter(features.values()))
+        reversal = torch.tensor(factors.reversal, dtype=any_ND.dtype, device=any_ND.device)
+        found = self.terms(features, batch, reversal)
+        assert found.keys() == factors.terms.keys(), (set(found), set(factors.terms))
+        total = torch.stack([factors.terms[name] * term.loss for name, term in found.items()]).sum()
+        figures = {f"loss_{name}": term.loss for name, term in found.items()}
+        accuracies = {accuracy_of(n): term.accuracy for n, term in found.items() if term.accuracy is not None}
+        return Losses(total, figures | accuracies)
 
     def logits(self, features: Features) -> dict[str, Tensor]:
         """`(N, K)` logits at test: `fused` (the sum, as released) and each stream's own."""
@@ -94,59 +149,50 @@ class Method(nn.Module, ABC):
 
     def start_stage2(self, seed: int) -> None:
         """Draw the heads that start anew."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for name in self.fresh_in_stage2:
-                getattr(self, name).apply(_reset)
+        for name in self.fresh_in_stage2:
+            draw_anew(getattr(self, name), seed=seed)
+
+    # What methods are built from
+
+    def per_stream(self, head: Callable[[int], nn.Module]) -> nn.ModuleDict:
+        """One head for each stream's width of features."""
+        return nn.ModuleDict({stream: head(width) for stream, width in self.sizes.features.items()})
+
+    def listed(self, by_stream: Mapping[str, Tensor]) -> list[Tensor]:
+        """Tensors in the order of the streams, as the kernels take them."""
+        return [by_stream[stream] for stream in self.streams]
+
+    def classify(self, features: Features, batch: Batch) -> Classified:
+        """Cross-entropy of the summed logits over the clips of the term `ce`."""
+        return classify(
+            self.listed(features),
+            self.listed(batch.dropout_SND),
+            [linear_of(self.classifier[s]) for s in self.streams],
+            label_N=batch.label_N,
+            weight_N=batch.weights["ce"],
+            num_classes=self.sizes.num_classes,
+        )
 
 
-def ramp(progress: float) -> float:
-    """2 / (1 + exp(-10 p)) - 1 (spec 2.2)."""
-    return 2 / (1 + math.exp(-10 * progress)) - 1
+def accuracy_of(term: str) -> str:
+    """The name of a term's accuracy among the figures: `top1`, `corr_acc`, `domain_acc_rgb`."""
+    kind, _, stream = term.partition("_")
+    return "top1" if term == "ce" else "_".join([kind, "acc", *filter(None, [stream])])
+
+
+def share(chosen_N: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """1 / (clips chosen) for each of them, 0 for the others."""
+    return chosen_N / chosen_N.sum()
 
 
 def stage_of(train: TrainConfig, stage: int) -> StageConfig:
     return train.stage1 if stage == 1 else train.stage2
 
 
-class TruncatedLinear(nn.Linear):
-    """Linear layer drawn from a normal cut at two standard deviations, bias 0."""
-
-    def __init__(self, inputs: int, outputs: int, *, std: float) -> None:
-        self.std = std
-        super().__init__(inputs, outputs)
-
-    def reset_parameters(self) -> None:
-        nn.init.trunc_normal_(self.weight, std=self.std, a=-2 * self.std, b=2 * self.std)
-        nn.init.zeros_(self.bias)
-
-
-def _reset(module: nn.Module) -> None:
-    if isinstance(module, TruncatedLinear):
-        module.reset_parameters()
-
-
-def classifier_head(features: int, outputs: int) -> TruncatedLinear:
-    """The 1x1x1 convolution on the pooled features, std 1 / sqrt(features) (spec 1.1, 1.2)."""
-    return TruncatedLinear(features, outputs, std=features**-0.5)
-
-
-def two_layer_head(features: int, hidden: int = 100) -> nn.Sequential:
-    """features -> 100 -> ReLU -> 2, std 0.1 (spec 1.3, 1.4)."""
-    return nn.Sequential(TruncatedLinear(features, hidden, std=0.1), nn.ReLU(), TruncatedLinear(hidden, 2, std=0.1))
-
-
-def linear_of(module: nn.Module) -> Linear:
-    """A head's parameters as the kernels take them."""
-    assert isinstance(module, nn.Linear)
-    return Linear(module.weight, module.bias)
-
-
-def mlp_of(module: nn.Module) -> Mlp:
-    """A two-layer head's parameters as the kernels take them."""
-    assert isinstance(module, nn.Sequential)
-    first, _, second = module
-    return Mlp(*linear_of(first), *linear_of(second))
+def moment(train: TrainConfig, stage: int, step: int) -> Moment:
+    """Update `step` (from 0) of a stage."""
+    settings = stage_of(train, stage)
+    return Moment(stage, step / settings.steps, settings.loss_scale)
 
 
 _METHODS: dict[str, type[Method]] = {}
@@ -163,11 +209,16 @@ def register(name: str) -> Callable[[type[Method]], type[Method]]:
     return add
 
 
+def method_names() -> Sequence[str]:
+    """Every registered name."""
+    return sorted(_METHODS)
+
+
 def find_method(name: str) -> type[Method]:
     """The registered method, or an error that names the nearest one."""
     if name not in _METHODS:
         near = difflib.get_close_matches(name, _METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_METHODS))}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(method_names())}"
         raise UserError(f"method.name={name}: no such method; {hint}")
     return _METHODS[name]
 
@@ -176,13 +227,17 @@ def batch_layout(config: Config, world_size: int) -> BatchLayout:
     """How a config's global batch is shared out over ranks.
 
     Raises:
-        UserError: it does not split into whole batch-norm groups; lists the sizes that fit.
+        UserError: it does not split into whole batch-norm groups (lists the sizes that fit), or the method cannot be
+        computed with it.
     """
-    return plan_layout(
+    method = find_method(config.method.name)
+    layout = plan_layout(
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         world_size=world_size,
         group_size=config.model.batch_norm.group_size,
-        num_domains=2 if find_method(config.method.name).adapts else 1,
+        num_domains=len(method.trains_on),
         layout=config.train.layout,
     )
+    method.check(config, layout)
+    return layout

@@ -13,8 +13,8 @@ from mmsada_hpc.config import TrainConfig
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.methods.base import Losses, LossScales
-from mmsada_hpc.model.two_stream import use_ndhwc_weights
+from mmsada_hpc.methods.base import Factors, Losses
+from mmsada_hpc.model.streams import use_ndhwc_weights
 from mmsada_hpc.train.module import TrainModule
 
 Momentum = Mapping[str, Tensor]
@@ -31,12 +31,30 @@ class Engine(ABC):
         self.module, self.train, self.layout = module, train, layout
 
     @abstractmethod
-    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+    def forward_backward(self, batch: Batch, factors: Factors, *, last: bool) -> Losses:
         """Add one micro-batch's gradients; after the `last` of an update they are averaged over ranks."""
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`(logits, features)` in test mode, no gradients."""
+
+    @torch.no_grad()
+    def probe(self, features_SND: Mapping[str, Tensor], domain: int) -> dict[str, float]:
+        """Accuracies of the method's other heads on gathered test features (call it on every rank)."""
+        self.module.eval()
+        parameter = next(self.module.method.parameters())
+        with self.whole_parameters():
+            inputs = {s: x.to(parameter.device, torch.float32).to(self.dtype) for s, x in features_SND.items()}
+            return self.module.method.probe(inputs, domain)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float64 if self.train.precision == "fp64" else torch.float32
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it every rank holds every parameter whole."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def update(self, lr: float) -> None:
@@ -106,11 +124,11 @@ class DdpEngine(Engine):
             for name, parameter in _named(module):
                 self._optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
 
-    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+    def forward_backward(self, batch: Batch, factors: Factors, *, last: bool) -> Losses:
         self._ddp.train()
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             with self._autocast():
-                losses = Losses(*self._ddp(batch, scales))
+                losses = Losses(*self._ddp(batch, factors))
             # DDP averages over ranks but adds up micro-batches.
             (losses.total * self.layout.world_size).backward()
         return losses
@@ -174,9 +192,9 @@ class DeepSpeedEngine(Engine):
             _check_names(module, momentum)
             self._load_momentum(momentum)
 
-    def forward_backward(self, batch: Batch, scales: LossScales, *, last: bool) -> Losses:
+    def forward_backward(self, batch: Batch, factors: Factors, *, last: bool) -> Losses:
         self._engine.train()
-        losses = Losses(*self._engine(batch, scales))
+        losses = Losses(*self._engine(batch, factors))
         # DeepSpeed averages over ranks and divides by the accumulation.
         self._engine.backward(losses.total * (self.layout.world_size * self.layout.accumulation))
         if not last:
@@ -193,7 +211,7 @@ class DeepSpeedEngine(Engine):
         self._engine.step()
 
     def model_state(self) -> dict[str, Tensor]:
-        with self._gathered():
+        with self.whole_parameters():
             return {
                 name: value.clone() if self.train.zero_stage == 3 else value
                 for name, value in self.module.state_dict().items()
@@ -237,7 +255,7 @@ class DeepSpeedEngine(Engine):
             safe_set_full_optimizer_state(p, momentum[name].to(p.device), "momentum_buffer")
 
     @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
+    def whole_parameters(self) -> Iterator[None]:
         if self.train.zero_stage < 3:
             yield
             return

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmsada_hpc.data.plan import ClipPlan
 from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows
 from mmsada_hpc.observe.progress import Progress
+from mmsada_hpc.observe.reliability import reliability
 from mmsada_hpc.observe.screen import Screen
 from mmsada_hpc.train.engine import Engine
 from mmsada_hpc.train.setup import Setup
@@ -31,10 +32,19 @@ class SetScores:
     """`fused` and each stream: `(segments, K)`, mean softmax over the windows."""
     features: Mapping[str, Floats]
     """Per stream `(segments, D)`, mean over the windows."""
+    centre_features: Mapping[str, Floats]
+    """Per stream `(segments, D)`, of the middle window alone, as the heads see a clip in training."""
     seconds: float
 
     def predictions(self, stream: str = "fused") -> NDArray[np.int64]:
         return self.probabilities[stream].argmax(axis=1).astype(np.int64)
+
+    def probe(self, engine: Engine, *, domain: int) -> dict[str, object]:
+        """True accuracies of the discriminators and of the correspondence head, in percent: each segment's middle
+        window, and for false pairs the next segment's (call it on every rank).
+        """
+        features = {stream: torch.from_numpy(value) for stream, value in self.centre_features.items()}
+        return {name: round(value, 4) for name, value in engine.probe(features, domain).items()}
 
     def summary(self, num_classes: int) -> dict[str, object]:
         """Percentages and the confusion matrix, as in result.json."""
@@ -51,6 +61,7 @@ class SetScores:
             "segments": len(self.labels),
             "confusion": confusion.tolist(),
             "per_class_recall": recall,
+            "reliability": reliability(self.probabilities["fused"], self.labels),
         }
 
 
@@ -73,7 +84,7 @@ def score_set(setup: Setup, engine: Engine, name: str, screen: Screen) -> SetSco
     joined = {key: np.concatenate([part[key] for part in gathered])[order] for key in outputs}
     split_by = {
         prefix: {key.split("/")[1]: value for key, value in joined.items() if key.startswith(prefix)}
-        for prefix in ("probability/", "feature/")
+        for prefix in ("probability/", "feature/", "centre/")
     }
     ordered = np.sort(rows)
     return SetScores(
@@ -81,6 +92,7 @@ def score_set(setup: Setup, engine: Engine, name: str, screen: Screen) -> SetSco
         setup.store.segments.label[ordered],
         split_by["probability/"],
         split_by["feature/"],
+        split_by["centre/"],
         time.perf_counter() - begin,
     )
 
@@ -100,6 +112,7 @@ def _test_plan(setup: Setup, mine: NDArray[np.int64], *, most: int, domain: int)
         rule=setup.rule,
         windows=setup.config.eval.windows,
         frame_size=setup.frame_size,
+        streams=setup.streams,
     )
 
 
@@ -117,8 +130,10 @@ def _score(
             parts.setdefault(f"feature/{stream}", []).append(value.double().cpu().numpy())
         progress.update(done + 1)
     windows = setup.config.eval.windows
-    joined = {key: np.concatenate(value) for key, value in parts.items()}
-    return {key: v.reshape(-1, windows, v.shape[1]).mean(axis=1)[:segments] for key, v in joined.items()}
+    joined = {key: np.concatenate(v).reshape(-1, windows, v[0].shape[1])[:segments] for key, v in parts.items()}
+    means = {key: v.mean(axis=1) for key, v in joined.items()}
+    centres = {f"centre/{key.split('/')[1]}": v[:, windows // 2] for key, v in joined.items() if key[0] == "f"}
+    return means | centres
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmsada_hpc.config import StageConfig
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.methods.base import LossScales, stage_of
+from mmsada_hpc.methods.base import Factors, moment, stage_of
 from mmsada_hpc.model.batch_norm import BatchNormState
 from mmsada_hpc.observe.metrics import MetricsLog
 from mmsada_hpc.observe.progress import Progress
@@ -77,7 +77,7 @@ class TrainLoop:
         return make_engine(module, self.config.train, self.setup.layout, momentum=state.momentum or None)
 
     def _run_stage(self, engine: Engine, stage: int, *, start: int, steps: int) -> None:
-        loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_size)
+        loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_sizes)
         norms = BatchNormState(engine.module, decay=self.config.model.batch_norm.decay)
         label = f"stage {stage}/2"
         with Progress(self.screen, steps, label, start=start, log_seconds=self.config.observe.log_seconds) as progress:
@@ -99,12 +99,12 @@ class TrainLoop:
     ) -> tuple[dict[str, Any], bool, bool]:
         """One update of all ranks; returns its row of metrics.jsonl, and whether to stop and to save after it."""
         begin, loader.wait_s = time.perf_counter(), 0.0
-        scales = engine.module.method.scales(stage, step, self.config.train)
+        factors = engine.module.method.factors(moment(self.config.train, stage, step))
         figures = [
-            engine.forward_backward(loader.next(), scales, last=micro == self.setup.layout.accumulation - 1).figures
+            engine.forward_backward(loader.next(), factors, last=micro == self.setup.layout.accumulation - 1).figures
             for micro in range(self.setup.layout.accumulation)
         ]
-        names = engine.module.method.figures
+        names = list(figures[0])
         local = torch.stack([torch.stack([part[name].detach() for part in figures]).sum() for name in names])
         values, flags = self._agree(engine, norms, local)
         norm = engine.gradient_norm()
@@ -117,9 +117,9 @@ class TrainLoop:
         self.timed_s += seconds
         row = {
             **self._position_row("train", Position(stage, step + 1)),
-            **self._loss_row(shared, scales),
+            **self._loss_row(shared, factors),
             "lr": lr,
-            "grl": scales.reversal,
+            "grl": factors.reversal,
             "grad_norm": None if norm is None else float(norm),
             "clips_per_s": self.config.train.global_batch / seconds,
             "step_s": seconds,
@@ -156,11 +156,8 @@ class TrainLoop:
                 f"train.stage{stage}.lr, or look at the clips of that step"
             )
 
-    def _loss_row(self, figures: Mapping[str, float], scales: LossScales) -> dict[str, float]:
-        adversarial = sum(value for name, value in figures.items() if name.startswith("loss_domain"))
-        total = (
-            scales.ce * figures["loss_ce"] + scales.corr * figures.get("loss_corr", 0.0) + scales.domain * adversarial
-        )
+    def _loss_row(self, figures: Mapping[str, float], factors: Factors) -> dict[str, float]:
+        total = sum(factor * figures[f"loss_{term}"] for term, factor in factors.terms.items())
         return {"loss": total} | {
             name: value if name.startswith("loss") else 100 * value for name, value in figures.items()
         }
@@ -188,8 +185,14 @@ class TrainLoop:
         """Evaluate one set and log it."""
         scores: SetScores = score_set(self.setup, engine, name, self.screen)
         summary = scores.summary(len(self.setup.store.manifest.classes))
+        if len(scores.rows) > 1:
+            summary |= scores.probe(engine, domain=int(name.startswith("target")))
         if self.is_main:
-            logged = {key: summary[key] for key in summary if key.startswith(("top1", "mean_recall", "segments"))}
+            logged = {
+                key: summary[key]
+                for key in summary
+                if key.startswith(("top1", "mean_recall", "segments", "domain_acc", "corr_acc"))
+            }
             self.metrics.write({**self._position_row("eval", done), "set": name, **logged, "seconds": scores.seconds})
         return summary
 

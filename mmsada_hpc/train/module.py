@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from mmsada_hpc.config import Config
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods import find_method
-from mmsada_hpc.methods.base import LossScales
-from mmsada_hpc.model.two_stream import STREAM_CHANNELS, TwoStream
+from mmsada_hpc.methods.base import Factors, HeadSizes
+from mmsada_hpc.model.backbones import VIDEO_STREAMS, StreamSpec
+from mmsada_hpc.model.i3d import I3d
+from mmsada_hpc.model.pretrained import load_pretrained
+from mmsada_hpc.model.streams import MultiStream
 
 
 class TrainModule(nn.Module):
@@ -19,39 +22,44 @@ class TrainModule(nn.Module):
     def __init__(self, config: Config, *, num_classes: int) -> None:
         super().__init__()
         settings = config.model
-        self.network = TwoStream(
-            width=settings.width, group_size=settings.batch_norm.group_size, test_statistics=settings.batch_norm.test
+        added = {name: StreamSpec(s.backbone, s.channels) for name, s in config.data.streams.items()}
+        self.network = MultiStream(
+            {**VIDEO_STREAMS, **added},
+            width=settings.width,
+            group_size=settings.batch_norm.group_size,
+            test_statistics=settings.batch_norm.test,
         )
         self.method = find_method(config.method.name)(
-            streams=tuple(STREAM_CHANNELS),
-            feature_size=self.network.feature_size,
-            num_classes=num_classes,
-            model=settings,
-            method=config.method,
+            HeadSizes(self.network.feature_sizes, num_classes), model=settings, method=config.method
         )
 
     def forward(
-        self, batch: Batch, scales: LossScales | None = None
+        self, batch: Batch, factors: Factors | None = None
     ) -> tuple[Tensor, Mapping[str, Tensor]] | tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """With `scales` `(total, figures)` of a training step; without, `(logits, features)` of the test mode.
+        """With `factors` `(total, figures)` of a training step; without, `(logits, features)` of the test mode.
 
         Plain tuples and dicts, because ZeRO 3 looks for the tensors in what a module returns and knows no others.
         """
         dtype = next(self.parameters()).dtype
         clips = {stream: x.to(dtype) for stream, x in batch.clips_NTHWC.items()}  # a copy for fp64 alone
-        if scales is None:
+        if factors is None:
             features = self.network(clips)
             return self.method.logits(features), features
         features = self.network(clips, batch.group_domains)
-        losses = self.method.losses(features, batch, scales)
+        losses = self.method.losses(features, batch, factors)
         return losses.total, losses.figures
 
 
 def new_module(config: Config, *, num_classes: int) -> TrainModule:
-    """Initial weights from the seed alone, equal on every rank and machine."""
+    """Initial weights from the seed and the files of `model.pretrained` alone, equal on every rank and machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(part_seed(config.seed, "weights"))
-        return TrainModule(config, num_classes=num_classes)
+        module = TrainModule(config, num_classes=num_classes)
+    for stream, path in config.model.pretrained.files().items():
+        network = module.network.streams[stream]
+        assert isinstance(network, I3d)
+        load_pretrained(network, path, stream=stream)
+    return module
 
 
 def part_seed(seed: int, part: str) -> int:

@@ -17,6 +17,7 @@ from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.data.store import Store, sha256_file
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
+from mmsada_hpc.model.pretrained import open_pretrained
 from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain, read_metrics
 from mmsada_hpc.observe.record import write_json, write_record
 from mmsada_hpc.observe.screen import Screen, quiet_screen
@@ -123,6 +124,8 @@ def _announce(screen: Screen, setup: Setup, threads: int) -> None:
         f"{config.train.precision} (gradients travel in {gradient_dtype(config.train)})"
     )
     screen.print(setup.layout.describe())
+    for path in config.model.pretrained.files().values():
+        screen.print(f"starting from {open_pretrained(path).describe()}")
     for warning in [*setup.warnings(), *filter(None, [affinity_warning(world.cpus_per_task)])]:
         screen.print(f"warning: {warning}")
 
@@ -155,6 +158,7 @@ def _result(
     config, world = setup.config, setup.world
     result: dict[str, Any] = {
         "method": config.method.name,
+        "label": setup.method.label(config),
         "recipe": config.recipe,
         "seed": config.seed,
         "source": list(config.data.source),

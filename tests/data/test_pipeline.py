@@ -24,7 +24,7 @@ from mmsada_hpc.data.windows import WindowRule, centre_box
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.model.batch_norm import GroupContext
 from mmsada_hpc.model.i3d import I3d, SameConv3d
-from mmsada_hpc.model.two_stream import ndhwc
+from mmsada_hpc.model.streams import channels_first
 
 RULE = WindowRule(num_frames=8, rgb_step=2, flow_stride=2)
 CPU = PipelineSettings(RULE, crop=48, device="cpu", device_id=None, threads=1, prefetch=2)
@@ -33,7 +33,8 @@ CPU = PipelineSettings(RULE, crop=48, device="cpu", device_id=None, threads=1, p
 def windows(store: Store, *, flip: bool, box: tuple[int, int, int, int], clips: int = 2) -> ClipPlan:
     rows = np.arange(clips)
     views = Views(rows, np.full(clips, 16), np.tile(np.array(box), (clips, 1)), np.full(clips, flip))
-    return ClipPlan(views, views, np.zeros(clips, np.int64), store.segments.label[rows], np.ones(clips, bool), {})
+    both, every = {"rgb": views, "flow": views}, np.ones(clips, bool)
+    return ClipPlan(both, np.zeros(clips, np.int64), store.segments.label[rows], every, {})
 
 
 def decode(store: Store, plan: ClipPlan, settings: PipelineSettings = CPU) -> dict[str, torch.Tensor]:
@@ -120,7 +121,7 @@ def test_values_lie_in_minus_one_to_one_and_no_motion_is_exactly_zero(shared_dat
     for value in clips.values():
         assert value.min() >= -1
         assert value.max() <= 127 / 128
-    jpegs = store.read_frames("flow", 0, rule.flow_frames(int(plan.flow.centre_N[0])))
+    jpegs = store.read_frames("flow", 0, rule.flow_frames(int(plan.views["flow"].centre_N[0])))
     planes = np.stack([np.asarray(cv2.imdecode(j, cv2.IMREAD_GRAYSCALE))[16:240, 116:340] for j in jpegs])
     bytes_THWC = np.stack([planes[::2], planes[1::2]], axis=-1)
     still = bytes_THWC == 128
@@ -137,7 +138,7 @@ def test_memory_from_dali_to_the_first_convolution_is_ndhwc_without_a_copy(tiny_
     outputs: list[torch.Tensor] = []
     first.register_forward_hook(lambda module, args, out: outputs.append(out))
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    network(ndhwc(clips))
+    network(channels_first(clips))
     assert seen[0].is_contiguous(memory_format=torch.channels_last_3d)
     assert seen[0].data_ptr() == clips.data_ptr(), "the convolution reads the memory DALI wrote"
     assert seen[0].stride() == (8 * 48 * 48 * 3, 1, 48 * 48 * 3, 48 * 3, 3)

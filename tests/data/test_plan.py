@@ -47,7 +47,7 @@ def rows_of(plan: ClipPlan) -> list[str]:
         f"{plan.domain_N[i]} {plan.label_N[i]} {int(plan.corresponds_N[i])}  "
         + "  ".join(
             f"{v.segment_N[i]} {v.centre_N[i]} {','.join(map(str, v.box_N4[i]))} {int(v.flip_N[i])}"
-            for v in (plan.rgb, plan.flow)
+            for v in (plan.views["rgb"], plan.views["flow"])
         )
         for i in range(len(plan))
     ]
@@ -93,15 +93,19 @@ def test_half_of_each_domain_is_negative_and_takes_another_segments_flow() -> No
     for domain in (0, 1):
         inside = plan.domain_N == domain
         assert plan.corresponds_N[inside].sum() == 32
-        assert ((plan.rgb.segment_N >= 1000) == (plan.domain_N == 1)).all(), "a pair stays in its domain"
-        assert ((plan.flow.segment_N >= 1000) == (plan.domain_N == 1)).all()
-    assert ((plan.rgb.segment_N == plan.flow.segment_N) == plan.corresponds_N).all()
+        assert ((plan.views["rgb"].segment_N >= 1000) == (plan.domain_N == 1)).all(), "a pair stays in its domain"
+        assert ((plan.views["flow"].segment_N >= 1000) == (plan.domain_N == 1)).all()
+    assert ((plan.views["rgb"].segment_N == plan.views["flow"].segment_N) == plan.corresponds_N).all()
 
 
 def test_negatives_are_one_cyclic_shift() -> None:
     plan = planner().step(1, 0)
     negative = (~plan.corresponds_N) & (plan.domain_N == 0)
-    follow = dict(zip(plan.rgb.segment_N[negative].tolist(), plan.flow.segment_N[negative].tolist(), strict=True))
+    follow = dict(
+        zip(
+            plan.views["rgb"].segment_N[negative].tolist(), plan.views["flow"].segment_N[negative].tolist(), strict=True
+        )
+    )
     first = segment = next(iter(follow))
     for _ in range(31):
         segment = follow[segment]
@@ -112,17 +116,17 @@ def test_negatives_are_one_cyclic_shift() -> None:
 def test_rgb_and_flow_windows_crops_and_flips_are_drawn_apart() -> None:
     plan = planner().step(1, 0)
     positive = plan.corresponds_N
-    assert (plan.rgb.centre_N != plan.flow.centre_N)[positive].mean() > 0.8
-    assert (plan.rgb.flip_N != plan.flow.flip_N)[positive].any()
+    assert (plan.views["rgb"].centre_N != plan.views["flow"].centre_N)[positive].mean() > 0.8
+    assert (plan.views["rgb"].flip_N != plan.views["flow"].flip_N)[positive].any()
 
 
 def test_synchronised_positives_share_centre_crop_and_flip_and_negatives_do_not() -> None:
     plan = planner(synchronised=True).step(1, 0)
     positive = plan.corresponds_N
-    assert (plan.rgb.centre_N == plan.flow.centre_N)[positive].all()
-    assert (plan.rgb.box_N4 == plan.flow.box_N4)[positive].all()
-    assert (plan.rgb.flip_N == plan.flow.flip_N)[positive].all()
-    assert (plan.rgb.box_N4 != plan.flow.box_N4)[~positive].any()
+    assert (plan.views["rgb"].centre_N == plan.views["flow"].centre_N)[positive].all()
+    assert (plan.views["rgb"].box_N4 == plan.views["flow"].box_N4)[positive].all()
+    assert (plan.views["rgb"].flip_N == plan.views["flow"].flip_N)[positive].all()
+    assert (plan.views["rgb"].box_N4 != plan.views["flow"].box_N4)[~positive].any()
 
 
 def test_weights_are_one_over_the_global_count_of_each_term() -> None:
@@ -153,10 +157,10 @@ def test_a_batch_larger_than_the_pool_takes_whole_passes_and_still_pairs_differe
 ) -> None:
     plan = planner(source=size, target=size, batch=batch).step(1, step)
     source = plan.domain_N == 0
-    counts = Counter(plan.rgb.segment_N[source].tolist())
+    counts = Counter(plan.views["rgb"].segment_N[source].tolist())
     assert max(counts.values()) - min([*counts.values(), 0] if len(counts) < size else counts.values()) <= 1
     negative = source & ~plan.corresponds_N
-    assert (plan.rgb.segment_N != plan.flow.segment_N)[negative].all()
+    assert (plan.views["rgb"].segment_N != plan.views["flow"].segment_N)[negative].all()
 
 
 def test_a_pool_without_a_second_segment_to_pair_is_refused() -> None:

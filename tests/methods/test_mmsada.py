@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mmsada_hpc.config import load_config
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.methods import find_method
-from mmsada_hpc.methods.base import Losses, ramp
+from mmsada_hpc.methods import HeadSizes, find_method, moment
+from mmsada_hpc.methods.base import Losses, Moment
 from mmsada_kernels import reverse_gradient
 
 D, CLASSES, N = 12, 5, 8
@@ -22,9 +22,8 @@ Floats = NDArray[np.float64]
 def method(name: str = "mmsada", *overrides: str) -> Any:
     config = load_config(None, [f"method.name={name}", *overrides])
     torch.manual_seed(1)
-    made = find_method(name)(
-        streams=("rgb", "flow"), feature_size=D, num_classes=CLASSES, model=config.model, method=config.method
-    ).double()
+    sizes = HeadSizes({"rgb": D, "flow": D}, CLASSES)
+    made = find_method(name)(sizes, model=config.model, method=config.method).double()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
@@ -39,6 +38,7 @@ def batch(made: Any, seed: int = 0) -> Batch:
         label_N=torch.from_numpy(rng.integers(0, CLASSES, N)),
         domain_N=torch.from_numpy(domain),
         corresponds_N=torch.from_numpy(corresponds),
+        place_N=torch.arange(N) % (N // 2),
         weights={k: torch.from_numpy(np.asarray(w)) for k, w in made.weigh(domain, corresponds).items()},
         dropout_SND={s: torch.from_numpy(2.0 * rng.integers(0, 2, (N, D))) for s in ("rgb", "flow")},
         group_domains=(0, 1),
@@ -64,8 +64,8 @@ def mlp(x: Floats, head: Any) -> Floats:
 
 def run(made: Any, *, stage: int = 2, step: int = 100) -> tuple[Losses, dict[str, torch.Tensor], Batch]:
     given, x = batch(made), features()
-    scales = made.scales(stage, step, load_config(None).train)
-    return made.losses(x, given, scales), x, given
+    factors = made.factors(moment(load_config(None).train, stage, step))
+    return made.losses(x, given, factors), x, given
 
 
 def test_every_term_equals_its_formula() -> None:
@@ -115,7 +115,7 @@ def test_the_reversal_scales_the_features_share_and_not_the_discriminators_own()
     plain = torch.nn.functional.cross_entropy(head(leaf), given.domain_N)
     plain_own, plain_features = torch.autograd.grad(plain, [head[0].weight, leaf])
     torch.testing.assert_close(own, plain_own)
-    factor = 0.2 * ramp(600 / 6001)
+    factor = 0.2 * Moment(stage=2, progress=600 / 6001, scale=0.2).ramp
     torch.testing.assert_close(reversed_gradient, -factor * plain_features)
 
 
@@ -124,7 +124,8 @@ def test_the_reversal_scales_the_features_share_and_not_the_discriminators_own()
     [(50, 0.0083), (300, 0.049), (600, 0.092), (1000, 0.136), (2000, 0.186), (3000, 0.197), (6000, 0.200)],
 )
 def test_the_ramp_has_the_published_values(step: int, value: float) -> None:
-    assert method().scales(2, step, load_config(None).train).reversal == pytest.approx(value, abs=6e-4)
+    at = moment(load_config(None).train, 2, step)
+    assert method().factors(at).reversal == pytest.approx(value, abs=6e-4)
 
 
 def test_ce_sees_source_positives_alone() -> None:
@@ -147,9 +148,8 @@ def test_spare_outputs_get_no_gradient() -> None:
 
 def test_head_sizes_are_those_of_the_released_code() -> None:
     config = load_config(None)
-    made: Any = find_method("mmsada")(
-        streams=("rgb", "flow"), feature_size=1024, num_classes=8, model=config.model, method=config.method
-    )
+    sizes = HeadSizes({"rgb": 1024, "flow": 1024}, 8)
+    made: Any = find_method("mmsada")(sizes, model=config.model, method=config.method)
 
     def count(module: object) -> int:
         assert isinstance(module, torch.nn.Module)
@@ -176,7 +176,7 @@ def test_source_only_classifies_every_clip_of_an_all_source_batch() -> None:
     made = method("source_only")
     weights: Mapping[str, NDArray[np.float64]] = made.weigh(np.zeros(4, np.int64), np.ones(4, bool))
     assert weights["ce"].tolist() == [0.25] * 4
-    assert not made.adapts
+    assert made.trains_on == ("source",)
     losses, _, _ = run(made)
     assert set(losses.figures) == {"loss_ce", "top1"}
     assert float(losses.total) == pytest.approx(0.2 * float(losses.figures["loss_ce"]))

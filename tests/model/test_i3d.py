@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mmsada_hpc.model.batch_norm import GroupContext
 from mmsada_hpc.model.i3d import I3d, SameConv3d, SameMaxPool3d, same_padding
-from mmsada_hpc.model.two_stream import TwoStream, ndhwc, use_ndhwc_weights
+from mmsada_hpc.model.streams import MultiStream, channels_first, use_ndhwc_weights
 
 
 def context(group_size: int = 2) -> GroupContext:
@@ -24,12 +24,12 @@ def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value:
 
 
 def test_parameter_counts_are_those_of_the_released_checkpoints() -> None:
-    model = TwoStream(width=1.0, group_size=16, test_statistics="mixture")
+    model = MultiStream(width=1.0, group_size=16, test_statistics="mixture")
     counts = {name: sum(p.numel() for p in stream.parameters()) for name, stream in model.streams.items()}
     assert counts == {"rgb": 12_279_984, "flow": 12_258_032}
     buffers = {name: b for name, b in model.streams["rgb"].named_buffers() if name.endswith("running_mean_DC")}
     assert sum(b.shape[1] for b in buffers.values()) * 2 == 14_560
-    assert model.feature_size == 1024
+    assert model.feature_sizes == {"rgb": 1024, "flow": 1024}
 
 
 @pytest.mark.parametrize("size", [(8, 16, 16), (7, 15, 17), (9, 14, 13)])
@@ -87,7 +87,7 @@ def test_every_activation_stays_ndhwc() -> None:
     """With 16 clips: below that, on one thread, torch takes a kernel of its own that answers NCDHW in place of
     oneDNN.
     """
-    network = TwoStream(width=0.25, group_size=8, test_statistics="mixture")
+    network = MultiStream(width=0.25, group_size=8, test_statistics="mixture")
     use_ndhwc_weights(network)
     strays = []
 
@@ -106,8 +106,8 @@ def test_every_activation_stays_ndhwc() -> None:
 
 def test_ndhwc_is_a_view() -> None:
     clips = torch.rand(2, 8, 32, 32, 3)
-    assert ndhwc(clips).data_ptr() == clips.data_ptr()
-    assert ndhwc(clips).is_contiguous(memory_format=torch.channels_last_3d)
+    assert channels_first(clips).data_ptr() == clips.data_ptr()
+    assert channels_first(clips).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_the_seed_alone_decides_the_initial_weights() -> None:

@@ -94,6 +94,7 @@ def _first_gradients(config: "Config", world: "World", path: Path) -> None:
     import torch.distributed as dist
 
     from mmsada_hpc.data.store import Store
+    from mmsada_hpc.methods import moment
     from mmsada_hpc.train.engine import make_engine
     from mmsada_hpc.train.setup import Setup
 
@@ -101,11 +102,11 @@ def _first_gradients(config: "Config", world: "World", path: Path) -> None:
     setup = Setup(config, Store.open(config.data.store), world)
     module = setup.new_module()
     engine = make_engine(module, config.train, setup.layout)
-    loader = setup.train_loader(2, 0, features=module.network.feature_size)
-    scales = module.method.scales(2, config.train.stage2.steps // 2, config.train)
+    loader = setup.train_loader(2, 0, features=module.network.feature_sizes)
+    factors = module.method.factors(moment(config.train, 2, config.train.stage2.steps // 2))
     total = torch.zeros(())
     for micro in range(setup.layout.accumulation):
-        losses = engine.forward_backward(loader.next(), scales, last=micro == setup.layout.accumulation - 1)
+        losses = engine.forward_backward(loader.next(), factors, last=micro == setup.layout.accumulation - 1)
         total += losses.total.detach().float()
     dist.all_reduce(total)
     if world.rank == 0:

@@ -1,0 +1,61 @@
+"""One network per stream, no weights shared (spec 1.1): two I3Ds as published, and whatever a config adds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmsada_hpc.model.backbones import VIDEO_STREAMS, StreamSpec, build_backbone
+from mmsada_hpc.model.batch_norm import GroupContext
+
+
+def channels_first(clips_NLC: Tensor) -> Tensor:
+    """Channels last seen as channels first, without a copy: `(N, T, H, W, C)` is then `channels_last_3d` (law 4)."""
+    return clips_NLC.movedim(-1, 1)
+
+
+class MultiStream(nn.Module):
+    """Features of every stream; the streams see the same clips in the same batch-norm groups."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, StreamSpec] = VIDEO_STREAMS,
+        *,
+        width: float,
+        group_size: int,
+        test_statistics: Literal["mixture", "target"],
+    ) -> None:
+        super().__init__()
+        self.context = GroupContext(group_size=group_size, test=test_statistics)
+        self.streams = nn.ModuleDict(
+            {name: build_backbone(spec, self.context, width=width) for name, spec in streams.items()}
+        )
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        """Width of each stream's features, in the order of the streams."""
+        return {name: int(stream.feature_size) for name, stream in self.streams.items()}  # type: ignore[arg-type]
+
+    def forward(self, clips_NTHWC: Mapping[str, Tensor], domains: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Args:
+            clips_NTHWC: per stream `(N, T, H, W, C)` in [-1, 1), or `(N, L, C)`.
+            domains: in training, one domain per batch-norm group; empty records no statistics.
+
+        Returns:
+            Per stream `(N, D)`.
+        """
+        if not domains:
+            return self._features(clips_NTHWC)
+        with self.context.recorded(domains):
+            return self._features(clips_NTHWC)
+
+    def _features(self, clips_NTHWC: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: stream(channels_first(clips_NTHWC[name])) for name, stream in self.streams.items()}
+
+
+def use_ndhwc_weights(model: nn.Module) -> None:
+    """Convolution weights to `channels_last_3d`. After `deepspeed.initialize`, never before it (measured: before, it
+    crashes).
+    """
+    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
