@@ -3,20 +3,18 @@
 """
 
 import hashlib
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mmsada_hpc.data.epic_files import AXES, Listing, Place, locate
+from mmsada_hpc.data.coverage import Span, window_needs
+from mmsada_hpc.data.epic_files import AXES, Listing, Place, locate, refuse
 from mmsada_hpc.data.jpeg import JpegHeader, read_header
 from mmsada_hpc.data.manifest import FlowConvention, Stream
 from mmsada_hpc.data.segments import SegmentRow
 from mmsada_hpc.data.shards import NO_FRAME, Row, ShardWriter, as_rows
 from mmsada_hpc.data.source import BadVideo, PackedVideo, Shards, Survey
 from mmsada_hpc.data.tables import member_names
-from mmsada_hpc.data.windows import WindowRule
 from mmsada_hpc.errors import UserError
 
 FRAMES_PER_SECOND = 60.0
@@ -35,13 +33,13 @@ class EpicSource:
     root: Path
     rgb: Place | None
     flow: Place | None
-    spans: tuple[tuple[str, int, int], ...]
+    spans: tuple[Span, ...]
     convention: FlowConvention
 
     def survey(self) -> Survey:
         """List every frame and check the counts against each other and against the segments."""
         try:
-            rgb, flow = self._list("rgb"), self._list("flow")
+            rgb, flow = self.list_frames("rgb"), self.list_frames("flow")
             self._check(rgb, flow)
             header, rgb_bytes = self._first_header("rgb", rgb)
             _, flow_bytes = self._first_header("flow", flow)
@@ -52,7 +50,7 @@ class EpicSource:
 
     def pack(self, shards: Shards) -> PackedVideo:
         """Copy every frame, checking that each is a whole JPEG of the one size."""
-        rgb, flow = self._list("rgb"), self._list("flow")
+        rgb, flow = self.list_frames("rgb"), self.list_frames("flow")
         header, _ = self._first_header("rgb", rgb)
         rgb_rows = self._copy("rgb", rgb, shards.rgb, header, shards)
         flow_rows = self._copy("flow", flow, shards.flow, header, shards)
@@ -68,7 +66,8 @@ class EpicSource:
             as_rows(flow_rows),
         )
 
-    def _list(self, stream: Stream) -> Listing:
+    def list_frames(self, stream: Stream) -> Listing:
+        """Every frame of a stream; BadVideo saying where was looked when there is none."""
         place = self.rgb if stream == "rgb" else self.flow
         if place is None:
             raise BadVideo(
@@ -102,14 +101,9 @@ class EpicSource:
         self._check_spans(rgb, flow)
 
     def _check_spans(self, rgb: Listing, flow: Listing) -> None:
-        stride = self.convention.stride
-        rule = WindowRule(num_frames=16, rgb_step=2, flow_stride=stride)
-        for uid, start, stop in self.spans:
-            low, high = rule.bounds(np.array([start]), np.array([stop]))
-            first, last = int(rule.rgb_frames(int(low[0]))[0]), int(rule.rgb_frames(int(high[0]))[-1])
-            segment = f"segment {uid} (frames {start} to {stop})"
-            self._check_span(segment, rgb[""], range(first, last + 1), f"{self.rgb}: RGB")
-            self._check_span(segment, flow["u"], range(first // stride, last // stride + 1), f"{self.flow}: flow")
+        for need in window_needs(self.spans, self.convention):
+            self._check_span(need.segment, rgb[""], need.frames["rgb"], f"{self.rgb}: RGB")
+            self._check_span(need.segment, flow["u"], need.frames["flow"], f"{self.flow}: flow")
 
     def _check_span(self, segment: str, present: Container[int], needed: range, place: str) -> None:
         absent = [number for number in needed if number not in present]
@@ -175,12 +169,18 @@ class EpicSource:
         return f"{self.rgb.fingerprint()} {self.flow.fingerprint()} {hashlib.sha256(numbers.encode()).hexdigest()}"
 
 
-def epic_sources(root: Path, segments: Sequence[SegmentRow], convention: FlowConvention) -> tuple[EpicSource, ...]:
-    """One source per video that a segment names, in the order of their names."""
-    spans: dict[str, list[tuple[str, int, int]]] = {}
+def epic_sources(
+    root: Path,
+    segments: Sequence[SegmentRow],
+    convention: FlowConvention,
+    *,
+    on_clash: Callable[[str], None] = refuse,
+) -> tuple[EpicSource, ...]:
+    """One source per video that a segment names, in the order of their names; `on_clash` as in `locate`."""
+    spans: dict[str, list[Span]] = {}
     for row in segments:
         spans.setdefault(row.video, []).append((row.uid, row.start, row.stop))
-    places = locate(root, frozenset(spans))
+    places = locate(root, frozenset(spans), on_clash=on_clash)
     return tuple(
         EpicSource(
             video, root, places.get(("rgb", video)), places.get(("flow", video)), tuple(spans[video]), convention

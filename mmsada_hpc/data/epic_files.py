@@ -3,7 +3,7 @@
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,11 +95,18 @@ def _list_tar(path: Path, stream: Stream) -> Listing:
     return found
 
 
-def locate(root: Path, wanted: frozenset[str]) -> dict[tuple[Stream, str], Place]:
+def refuse(what: str) -> None:
+    """A clash that ends the work."""
+    raise UserError(what)
+
+
+def locate(
+    root: Path, wanted: frozenset[str], *, on_clash: Callable[[str], None] = refuse
+) -> dict[tuple[Stream, str], Place]:
     """Where each stream of the wanted videos lies below `root`; a tar is taken before a folder of the same video.
 
     A folder or tar belongs to the stream whose name, rgb or flow, is in its path below `root`. UserError when `root`
-    is no folder or a video is there twice.
+    is no folder; `on_clash` is told of a video that is there twice, of which the first is taken where it returns.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder (--epic-frames)")
@@ -112,7 +119,7 @@ def locate(root: Path, wanted: frozenset[str]) -> dict[tuple[Stream, str], Place
         elif (before.form, place.form) == ("flat", "flat"):
             found[key] = Place("flat", place.video, place.stream, before.paths + place.paths)
         elif (before.form, place.form) != ("tar", "folder"):
-            raise UserError(f"{place.stream} frames of {place.video} are there twice: {before} and {place}; leave one")
+            on_clash(f"{place.stream} frames of {place.video} are there twice: {before} and {place}; leave one")
     return found
 
 

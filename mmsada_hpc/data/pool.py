@@ -49,8 +49,8 @@ def run(function: Callable[[A], R], items: Sequence[A], *, workers: int, progres
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise UserError(
-                "a packing process was killed, perhaps for lack of memory; run the same command again with fewer "
-                "--workers: finished shards are kept"
+                "a worker process was killed, perhaps for lack of memory; run the same command again with fewer "
+                "--workers (`mmsada prepare` keeps its finished shards)"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

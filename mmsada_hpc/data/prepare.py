@@ -6,18 +6,24 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmsada_hpc.data.build import Built, StorePlan, build, survey
 from mmsada_hpc.data.epic import epic_sources
+from mmsada_hpc.data.epic_tables import EPIC_VERBS, parse_tables, read_epic_tables
 from mmsada_hpc.data.flow import METHODS
 from mmsada_hpc.data.manifest import FlowConvention
-from mmsada_hpc.data.segments import EPIC_VERBS, WHOLE_VIDEO, SegmentRow, parse_tables, read_epic_segments, read_labels
+from mmsada_hpc.data.segments import WHOLE_VIDEO, SegmentRow, read_labels
 from mmsada_hpc.data.summary import describe_plan, describe_store
 from mmsada_hpc.data.videos import VideoSettings, VideoSource
 from mmsada_hpc.errors import UserError
 
+SEGMENTS_HELP = (
+    "segment tables: MM-SADA's pickle or csv (D1/train=D1_train.pkl), or EPIC_train_action_labels.csv, of which the "
+    "domain's participant (D1 = P08, D2 = P01, D3 = P22; or P08/train=...) and verb_class 0 to 7 are taken"
+)
 # EPIC frames are packed as they are, so these say nothing there.
 _VIDEOS_ONLY = ("classes", "size", "rgb", "jpeg_quality", "flow")
 
@@ -108,10 +114,19 @@ def _epic_plan(options: PrepareOptions, root: Path) -> StorePlan:
             name = field.name.replace("_", "-")
             raise UserError(f"--{name} does not go with --epic-frames: EPIC's frames are packed byte for byte")
     flow = _flow(options, "tvl1")
-    segments = tuple(read_epic_segments(parse_tables(options.segments)))
+    segments = epic_segments(options.segments)
     sources = epic_sources(root, segments, flow)
     contents = {"kind": "epic", "flow": asdict(flow), "shard_mb": options.shard_mb}
     return StorePlan("epic", EPIC_VERBS, sources, segments, flow, "jpeg", contents, options.command)
+
+
+def epic_segments(specs: Sequence[str]) -> tuple[SegmentRow, ...]:
+    """The segments of `--segments` options; where rows were chosen from a larger table, standard error says which."""
+    tables = read_epic_tables(parse_tables(specs))
+    for table in tables:
+        if table.note:
+            print(table.note, file=sys.stderr)
+    return tuple(row for table in tables for row in table.rows)
 
 
 def _flow(options: PrepareOptions, method: str) -> FlowConvention:
@@ -140,8 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segments",
         nargs="+",
         default=[],
-        metavar="DOMAIN/SPLIT=CSV",
-        help="segment tables, e.g. D1/train=D1_train.csv",
+        metavar="DOMAIN/SPLIT=FILE",
+        help=SEGMENTS_HELP,
     )
     how = parser.add_argument_group("how videos are stored (EPIC frames are packed as they are)")
     how.add_argument(

@@ -1,20 +1,19 @@
-"""Tables of action segments: a labelled folder of videos, or EPIC-KITCHENS tables in MM-SADA's columns (spec 4.2).
+"""Rows of action segments, and reading csv tables of them: here a labelled folder of videos (EPIC-KITCHENS tables are
+in `epic_tables`).
 
 Each reader turns one file format into rows of one type and names file and line of what it cannot use.
 """
 
 import csv
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmsada_hpc.errors import UserError
 
-EPIC_VERBS = ("take", "put", "open", "close", "wash", "cut", "mix", "pour")
 WHOLE_VIDEO = 0  # as `stop`: to the last frame that has flow
 _VIDEO_COLUMNS = ("file", "domain", "split", "class")
-_EPIC_COLUMNS = ("uid", "video_id", "start_frame", "stop_frame", "verb_class")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def read_labels(path: Path, *, classes: Sequence[str] = ()) -> tuple[list[Labell
     """
     rows: list[LabelledVideo] = []
     lines: dict[str, tuple[int, str]] = {}
-    for line, values in _rows(path, _VIDEO_COLUMNS):
+    for line, values in csv_rows(path, _VIDEO_COLUMNS):
         row = _labelled(path, line, values)
         if row.video in lines:
             first, file = lines[row.video]
@@ -67,7 +66,7 @@ def read_labels(path: Path, *, classes: Sequence[str] = ()) -> tuple[list[Labell
         lines[row.video] = (line, row.file)
         if classes and row.class_name not in classes:
             raise UserError(
-                f"{path}, line {line}: unknown class {row.class_name!r}{_nearest(row.class_name, classes)}; "
+                f"{path}, line {line}: unknown class {row.class_name!r}{nearest(row.class_name, classes)}; "
                 f"--classes has {', '.join(classes)}"
             )
         rows.append(row)
@@ -81,84 +80,41 @@ def _labelled(path: Path, line: int, values: dict[str, str]) -> LabelledVideo:
     return LabelledVideo(str(file), str(file.with_suffix("")), values["domain"], values["split"], values["class"])
 
 
-def parse_tables(specs: Iterable[str]) -> list[tuple[str, str, Path]]:
-    """`DOMAIN/SPLIT=FILE` options as (domain, split, file); UserError naming the option that does not read so."""
-    tables = []
-    for spec in specs:
-        name, _, file = spec.partition("=")
-        domain, _, split = name.partition("/")
-        if not (domain.strip() and split.strip() and file.strip()):
-            raise UserError(f"--segments {spec}: write DOMAIN/SPLIT=FILE, for example D1/train=D1_train.csv")
-        tables.append((domain.strip(), split.strip(), Path(file)))
-    return tables
-
-
-def read_epic_segments(tables: Iterable[tuple[str, str, Path]]) -> list[SegmentRow]:
-    """Read EPIC-KITCHENS segment tables (csv, MM-SADA's columns); UserError naming file and line of a bad row or a
-    uid that occurs twice.
-    """
-    rows: list[SegmentRow] = []
-    seen: dict[str, str] = {}
-    for domain, split, path in tables:
-        for line, values in _rows(path, _EPIC_COLUMNS):
-            row = _epic_row(path, line, values, domain=domain, split=split)
-            place = f"{path}, line {line}"
-            if row.uid in seen:
-                raise UserError(f"{place}: uid {row.uid} occurs again (first in {seen[row.uid]})")
-            seen[row.uid] = place
-            rows.append(row)
-    return rows
-
-
-def _epic_row(path: Path, line: int, values: dict[str, str], *, domain: str, split: str) -> SegmentRow:
-    start, stop, label = (
-        _integer(path, line, name, values[name]) for name in ("start_frame", "stop_frame", "verb_class")
-    )
-    if not 1 <= start < stop:
-        raise UserError(f"{path}, line {line}: frames {start} to {stop} are not a segment (frame numbers start at 1)")
-    if not 0 <= label < len(EPIC_VERBS):
-        raise UserError(
-            f"{path}, line {line}: unknown class: verb_class {label} is not one of 0 ({EPIC_VERBS[0]}) to 7 "
-            f"({EPIC_VERBS[-1]})"
-        )
-    video = values["video_id"]
-    if "/" in video or video in (".", ".."):
-        raise UserError(f"{path}, line {line}: video_id {video!r} is not the name of a video")
-    return SegmentRow(values["uid"], domain, split, video, start, stop, label)
-
-
-def _integer(path: Path, line: int, column: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{path}, line {line}: {column} must be a whole number, found {text!r}") from error
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """What an error message adds where something known is close to `word`: a question in brackets, or nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterable[tuple[int, dict[str, str]]]:
-    """(line number, needed fields) of every row, each field present and not blank."""
+def csv_rows(
+    path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, fields) of every row of a csv: the needed `columns`, each present and not blank, and those of
+    `optional` that the file has.
+    """
     header, body = _read_csv(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}: no column {missing[0]!r}{_nearest(missing[0], header)}; needed are {', '.join(columns)}, "
-            f"found {', '.join(header) or 'none'}"
-        )
+    require_columns(path, header, columns)
     if not body:
         raise UserError(f"{path}: no rows below the column names")
-    where = {name: header.index(name) for name in columns}
+    where = {name: header.index(name) for name in (*columns, *optional) if name in header}
     for line, row in body:
         if not any(field.strip() for field in row):
             raise UserError(f"{path}, line {line}: empty row; delete it or fill in {', '.join(columns)}")
         values = {name: row[i].strip() if i < len(row) else "" for name, i in where.items()}
-        blank = [name for name, value in values.items() if not value]
+        blank = [name for name in columns if not values[name]]
         if blank:
             raise UserError(f"{path}, line {line}: {', '.join(blank)} is empty")
         yield line, values
+
+
+def require_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> None:
+    """UserError naming the first of `columns` that a table lacks."""
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise UserError(
+            f"{path}: no column {missing[0]!r}{nearest(missing[0], found)}; needed are {', '.join(columns)}, "
+            f"found {', '.join(found) or 'none'}"
+        )
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -58,8 +58,13 @@ class Store:
         `verify`).
         """
         folder = Path(path).resolve()
+        check_sizes(folder, read_manifest(folder))
+        return cls.open_unchecked(folder)
+
+    @classmethod
+    def open_unchecked(cls, folder: Path) -> "Store":
+        """`open` without a look at the shards, so that what is left of a damaged store can be read."""
         manifest = read_manifest(folder)
-        check_sizes(folder, manifest)
         table = read_table(folder / VIDEOS, VIDEO_COLUMNS)
         videos = tuple(dict.fromkeys(table["video"]))
         number = {name: i for i, name in enumerate(videos)}
@@ -97,6 +102,22 @@ class Store:
         index = self._streams[stream]
         first = int(index.first[video])
         return first, first + int(index.count[video]) - 1
+
+    def extents(self, stream: Stream) -> NDArray[np.int64]:
+        """`(2, videos)`: `extent` of every video."""
+        index = self._streams[stream]
+        return np.stack([index.first, index.first + index.count - 1])
+
+    def numbers(self, stream: Stream, video: int) -> NDArray[np.int64]:
+        """Frame numbers of `video` that are there, ascending (for a stream stored as video: all of them)."""
+        index, per = self._streams[stream], FRAMES_PER_NUMBER[stream]
+        first, count = int(index.first[video]), int(index.count[video])
+        numbers = np.arange(first, first + count, dtype=np.int64)
+        if stream == "rgb" and self.manifest.rgb_form == "video":
+            return numbers
+        row = int(index.row[video])
+        lengths = index.rows["length"][row : row + per * count].reshape(count, per)
+        return numbers[lengths.all(axis=1)]
 
     def read_frames(
         self, stream: Stream, video: int, frames: Sequence[int] | NDArray[np.integer[Any]]
@@ -180,9 +201,9 @@ class Store:
             while done < len(buffer):
                 got = os.preadv(self._descriptor(shard), [buffer.data[done:]], offset + done)
                 if got == 0:
+                    end = os.fstat(self._descriptor(shard)).st_size
                     raise UserError(
-                        f"{self.path / shard}: truncated (ends at byte {offset + done}); prepare the store again "
-                        f"with --force"
+                        f"{self.path / shard}: truncated (ends at byte {end}); prepare the store again with --force"
                     )
                 done += got
         except OSError as error:
@@ -221,19 +242,20 @@ def _close_all(descriptors: dict[str, int]) -> None:
 def check_sizes(folder: Path, manifest: StoreManifest) -> None:
     """UserError naming the first file of the store that is missing or of another size than the manifest says."""
     for entry in (*manifest.tables, *manifest.shards):
-        _check_size(folder / entry.file, entry)
+        fault = size_fault(folder, entry)
+        if fault:
+            raise UserError(f"{folder / entry.file}: {fault}")
 
 
-def _check_size(path: Path, entry: FileEntry) -> None:
+def size_fault(folder: Path, entry: FileEntry) -> str:
+    """What is wrong with a file of a store, by its size alone; empty when nothing is."""
     try:
-        found = path.stat().st_size
+        found = (folder / entry.file).stat().st_size
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be opened ({error.strerror}), but store.json lists it; copy it back or prepare the "
-            f"store again with --force"
-        ) from error
-    if found != entry.bytes:
-        raise UserError(
-            f"{path}: {found} bytes, store.json says {entry.bytes}; copy it again or prepare the store again with "
-            f"--force"
+        return (
+            f"cannot be opened ({error.strerror}), but store.json lists it; copy it back or prepare the store again "
+            f"with --force"
         )
+    if found != entry.bytes:
+        return f"{found} bytes, store.json says {entry.bytes}; copy it again or prepare the store again with --force"
+    return ""

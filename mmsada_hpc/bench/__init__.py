@@ -1,0 +1,1 @@
+"""`mmsada bench ...`: what things cost, against the limit and against the plain alternative, measured in one run."""
