@@ -87,6 +87,18 @@ def _inspect() -> tuple[Callable[[Parser], None], Run]:
     return inspect.add_arguments, inspect.run
 
 
+def _check_data() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.data import check
+
+    return check.add_arguments, check.run
+
+
+def _bench() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.bench import command
+
+    return command.add_arguments, command.run
+
+
 def _demo_data() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc.data import demo
 
@@ -97,6 +109,18 @@ def _report() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc.observe import report
 
     return report.add_arguments, report.run
+
+
+def _table() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.observe import table
+
+    return table.add_arguments, table.run
+
+
+def _weights() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.model.weights import convert
+
+    return convert.add_arguments, convert.run
 
 
 def _demo() -> tuple[Callable[[Parser], None], Run]:
@@ -110,9 +134,13 @@ COMMANDS = {
     "demo-data": Command("render the toy kitchens as real video (synthetic)", _demo_data),
     "prepare": Command("video, or EPIC frames, to a store", _prepare),
     "inspect": Command("what a store holds, as counts and a contact sheet; --verify checks every byte", _inspect),
+    "weights": Command("Kinetics weights of other projects to ours and back, and what a file holds", _weights),
+    "check-data": Command("everything wrong with a store, or with raw EPIC frames, frame by frame", _check_data),
     "config": Command("print the resolved config", _config),
     "train": Command("train and evaluate the run of a config", _train),
     "submit": Command("queue a run on a cluster, or start it on several ranks here", _submit),
+    "table": Command("methods by shift, the losses' ablation, single streams: mean and spread over seeds", _table),
+    "bench": Command("what things cost, beside the plain alternative", _bench),
     "report": Command("one HTML page about one or more runs", _report),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from mmsada_hpc.cluster.host import cores
+from mmsada_hpc.cluster.local import terminate_is_interrupt
 
 _POLL_S = 0.2
 # A command saves before it ends; past this it is ended.
@@ -50,21 +51,22 @@ def run_beside(
     A command that fails does not stop the others.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C; the commands were told to stop and have ended.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the commands were told to stop and have ended.
     """
     waiting, running, ended = list(commands), list[_Running](), list[Ended]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                on_start(waiting[0])
-                running.append(_start(waiting.pop(0), parallel))
-            for one in [r for r in running if r.process.poll() is not None]:
-                running.remove(one)
-                ended.append(_ended(one))
-                on_end(ended[-1])
-            time.sleep(_POLL_S)
-    finally:
-        _stop(running)
+    with terminate_is_interrupt():
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    on_start(waiting[0])
+                    running.append(_start(waiting.pop(0), parallel))
+                for one in [r for r in running if r.process.poll() is not None]:
+                    running.remove(one)
+                    ended.append(_ended(one))
+                    on_end(ended[-1])
+                time.sleep(_POLL_S)
+        finally:
+            _stop(running)
     return ended
 
 

@@ -48,7 +48,7 @@ def run_local(function: Callable[[], Any], profile: Profile, *, folder: Path, sc
     """
     job = _start(function, profile, folder)
     ranks, output = _Ranks(job), _Output(job.task(0).paths.stdout, screen)
-    with _terminate_is_interrupt():
+    with terminate_is_interrupt():
         try:
             _follow(job, ranks, output)
         except KeyboardInterrupt:
@@ -220,8 +220,8 @@ def _last_lines(text: str, *, num_lines: int = 15) -> str:
 
 
 @contextlib.contextmanager
-def _terminate_is_interrupt() -> Iterator[None]:
-    """SIGTERM takes the same way out as Ctrl-C, so that no rank outlives this process."""
+def terminate_is_interrupt() -> Iterator[None]:
+    """SIGTERM takes the same way out as Ctrl-C, so that nothing that was started outlives this process."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from mmsada_hpc.config import load_config
 from mmsada_hpc.data.store import Store
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.methods import batch_layout
 from tests.train.ranks import Job, run_ranks
 
 SPREADS = {
@@ -18,6 +21,10 @@ SPREADS = {
     "1x4x2": (1, 4, "mixed"),
     "2x4 domain-pure": (2, 4, "domain_pure"),
 }
+
+
+# A discrepancy is no sum over clips: its blocks are gathered where they lie on two ranks (2x4 with blocks of 4).
+MMD_SPREADS = {4: ("1x8", "2x4", "2x4 domain-pure"), 2: ("1x8", "2x4", "1x4x2", "2x4 domain-pure")}
 
 
 def tiny_run(store: Store, run_dir: Path, *more: str) -> tuple[str, ...]:
@@ -67,6 +74,10 @@ def spread(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     tiny_run(tiny_store, folder / f"{name} gradients", *common), gradients_to=str(folder / f"{name}.pt")
                 )
             )
+            for block, names in MMD_SPREADS.items():
+                if name in names:
+                    mmd = ("method.name=mmd", f"method.mmd_block={block}", "train.engine=ddp", "train.precision=fp64")
+                    jobs.append(Job(tiny_run(tiny_store, folder / f"mmd {block} {name}", *mmd, *common)))
         run_ranks(world, jobs)
     return folder
 
@@ -94,6 +105,30 @@ def test_the_whole_run_agrees_in_fp64(spread: Path, name: str) -> None:
     ]
     for key, value in states[1].items():
         torch.testing.assert_close(states[0][key], value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize(("block", "name"), [(b, n) for b, names in MMD_SPREADS.items() for n in names[1:]])
+def test_discrepancies_and_their_gradients_do_not_depend_on_the_ranks(spread: Path, block: int, name: str) -> None:
+    ours, reference = rows(spread / f"mmd {block} {name}"), rows(spread / f"mmd {block} 1x8")
+    assert len(ours) == len(reference) == 3
+    assert reference[1]["loss_mmd_rgb"] > 0
+    for a, b in zip(ours, reference, strict=True):
+        for key in ("loss", "loss_ce", "loss_mmd_rgb", "loss_mmd_flow", "grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-8), (name, a["stage"], a["step"], key)
+
+
+def test_a_block_that_spans_accumulation_steps_is_refused_with_the_sizes_that_fit() -> None:
+    words = ["method.name=mmd", "method.mmd_block=4", "train.global_batch=8", "train.micro_batch=4"]
+    config = load_config(None, [*words, "model.batch_norm.group_size=2"])
+    with pytest.raises(UserError, match=r"mmd_block=4: a block would span accumulation steps.*sizes that fit: 2$"):
+        batch_layout(config, 1)
+    assert batch_layout(config, 2).accumulation == 1
+
+
+def test_a_block_that_does_not_divide_the_batch_is_refused() -> None:
+    config = load_config(None, ["method.name=mmd", "method.mmd_block=48"])
+    with pytest.raises(UserError, match=r"mmd_block=48: a block does not divide the 64 clips a domain.*2, 4, 8, 16"):
+        batch_layout(config, 8)
 
 
 @pytest.mark.parametrize("name", [n for n in SPREADS if n != "1x8"])

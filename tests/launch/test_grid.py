@@ -1,0 +1,127 @@
+"""A grid file: what it unfolds into, what it costs, what it refuses, and that finished runs are kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsada_hpc.config import load_config
+from mmsada_hpc.data.store import Store
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.grid import is_grid, read_grid
+from mmsada_hpc.submit import main
+from tests.train.test_law1 import tiny_run
+
+GRID = """
+base: demo.yaml
+folder: {folder}
+set: {{train.stage1.steps: 3, train.stage2.steps: 5}}
+axes:
+  shift:
+    K1-K2: {{data.source: [K1], data.target: [K2]}}
+    K2-K1: {{data.source: [K2], data.target: [K1]}}
+  method:
+    source_only: {{method.name: source_only}}
+    half: {{method.name: adversarial, method.lambda_d: 0.5}}
+  seed: [0, 7]
+"""
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID.format(folder=tmp_path / "runs"))
+    return path
+
+
+def test_every_combination_is_a_run_with_its_own_folder(grid_file: Path, tmp_path: Path) -> None:
+    runs = read_grid(grid_file).runs
+    assert [run.name for run in runs][:3] == ["K1-K2/source_only/0", "K1-K2/source_only/7", "K1-K2/half/0"]
+    assert len(runs) == len({run.config.run.dir for run in runs}) == 8
+    last = runs[-1].config
+    assert (last.method.lambda_d, last.seed, last.data.source) == (0.5, 7, ("K2",))
+    assert last.run.dir == tmp_path / "runs/K2-K1/half/7"
+    assert last.train.stage2.steps == 5
+
+
+def test_the_words_of_a_run_load_the_same_config_alone(grid_file: Path) -> None:
+    grid = read_grid(grid_file)
+    for run in grid.runs:
+        assert load_config(grid.base, run.overrides) == run.config
+
+
+def test_the_command_line_goes_over_every_run_and_only_chooses(grid_file: Path) -> None:
+    runs = read_grid(grid_file, ["train.global_batch=64"], only="K2-K1/half").runs
+    assert [run.name for run in runs] == ["K2-K1/half/0", "K2-K1/half/7"]
+    assert all(run.config.train.global_batch == 64 for run in runs)
+    with pytest.raises(UserError, match="no run with 'mcd' in its name"):
+        read_grid(grid_file, only="mcd")
+
+
+def test_a_dry_run_lists_the_jobs_and_their_cost(grid_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(grid_file), "--cluster", "local", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("new, 8 updates of 32") == 8
+    assert "to do: 8 of 8 runs, 64 updates, 2,048 clips in training" in printed
+
+
+def test_the_time_left_comes_from_finished_runs(grid_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in read_grid(grid_file).runs[:2]:
+        run.config.run.dir.mkdir(parents=True)
+        (run.config.run.dir / "result.json").write_text(json.dumps({"seconds": 80.0, "target_top1": 40.0}))
+    main(["--config", str(grid_file), "--cluster", "local", "--parallel", "2", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.count("finished in 1:20, target 40.0 %") == 2
+    assert "to do: 6 of 8 runs" in printed
+    assert "time: 8:00 in all, 4:00 at 2 runs beside each other" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seed: [0, 7]", "sead: [0, 7]"), "axes.sead: a list gives values of a config key"),
+        (("method.lambda_d", "method.lambda_q"), r"K1-K2/half/0: method.lambda_q: unknown key"),
+        (("method.name: source_only", "method.name: source"), r"source_only/0: method.name=source: no such method"),
+        (("base: demo.yaml", "bass: demo.yaml"), "base: Field required"),
+        (("seed: [0, 7]", "seed: []"), "axes.seed is empty"),
+    ],
+)
+def test_a_wrong_grid_is_one_line(
+    grid_file: Path, change: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file.write_text(grid_file.read_text().replace(*change))
+    assert main(["--config", str(grid_file), "--cluster", "local", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message.replace("\\", "") in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_config_is_no_grid(grid_file: Path) -> None:
+    assert is_grid(grid_file)
+    assert not is_grid(Path("demo.yaml"))
+
+
+def test_a_grid_trains_what_is_not_finished_and_keeps_the_rest(
+    tiny_store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        word.partition("=")[0]: json.loads(json.dumps(word.partition("=")[2]))
+        for word in tiny_run(tiny_store, tmp_path)
+        if not word.startswith("run.dir")
+    }
+    import yaml
+
+    path = tmp_path / "grid.yaml"
+    values = {key: yaml.safe_load(text) for key, text in settings.items()} | {"train.stage2.steps": 1}
+    axes = {"method": {name: {"method.name": name} for name in ("source_only", "adabn")}}
+    path.write_text(
+        yaml.safe_dump({"base": "default.yaml", "folder": str(tmp_path / "runs"), "set": values, "axes": axes})
+    )
+    kept = tmp_path / "runs/source_only"
+    kept.mkdir(parents=True)
+    (kept / "result.json").write_text('{"seconds": 1.0}')
+    assert main(["--config", str(path), "--cluster", "local"]) == 0
+    assert (kept / "result.json").read_text() == '{"seconds": 1.0}'
+    result = json.loads((tmp_path / "runs/adabn/result.json").read_text())
+    assert result["label"] == "adabn (mixture)"
+    assert "1 of 2 runs are finished" in capfd.readouterr().out
