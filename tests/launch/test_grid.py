@@ -10,6 +10,7 @@ from mmsada_hpc.data.store import Store
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.grid import is_grid, read_grid
 from mmsada_hpc.submit import main
+from tests.methods.test_extend import EIGHT
 from tests.train.test_law1 import tiny_run
 
 GRID = """
@@ -125,3 +126,21 @@ def test_a_grid_trains_what_is_not_finished_and_keeps_the_rest(
     result = json.loads((tmp_path / "runs/adabn/result.json").read_text())
     assert result["label"] == "adabn (mixture)"
     assert "1 of 2 runs are finished" in capfd.readouterr().out
+
+
+def test_the_papers_whole_table_is_listed_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    """Six shifts, every row of the tables, three seeds, from one small file."""
+    assert main(["--config", "epic/table1.yaml", "--nodes", "2", "--tasks-per-node", "4", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("new, 9,002 updates of 128") == 6 * 11 * 3
+    assert "D3-D2/adversarial_half/2" in printed
+    grid = read_grid(Path("epic/table1.yaml"))
+    assert {run.config.method.name for run in grid.runs} == EIGHT
+
+
+def test_the_papers_table_also_runs_by_the_papers_text() -> None:
+    runs = read_grid(Path("epic/table1.yaml"), ["recipe=paper"], only="D1-D2").runs
+    assert {run.config.train.stage2.lr for run in runs} == {0.001}
+    tests = {run.name.split("/")[1]: run.config.model.batch_norm.test for run in runs}
+    assert tests["mmsada"] == tests["adabn_target"] == "target"
+    assert tests["source_only"] == tests["adabn_mixture"] == "mixture"
