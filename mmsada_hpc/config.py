@@ -286,6 +286,8 @@ def config_hash(config: Config) -> str:
         values["train"].pop(key)
     for key in ("store", "device", "threads", "prefetch", "readers"):
         values["data"].pop(key)
+    for stream in values["data"]["streams"].values():
+        stream.pop("arrays")
     for stream, path in config.model.pretrained.files().items():
         values["model"]["pretrained"][stream] = _sha256(path, f"model.pretrained.{stream}")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
