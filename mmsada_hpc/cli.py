@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mmsada_hpc
-from mmsada_hpc.config import config_hash, describe_keys, dump_config, load_config
+from mmsada_hpc.config import config_hash, dump_config, load_config
+from mmsada_hpc.config_keys import describe_keys
 from mmsada_hpc.errors import UserError
 
 Parser = argparse.ArgumentParser

@@ -6,18 +6,17 @@ Every mistake is one line that names the dotted key.
 """
 
 import copy
-import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
+from mmsada_hpc.config_keys import explain
 from mmsada_hpc.errors import UserError
 
 
@@ -258,7 +257,7 @@ def build_config(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(e, values) for e in error.errors())) from None
+        raise UserError("; ".join(explain(e, Config) for e in error.errors())) from None
     _check_together(config)
     return config
 
@@ -368,47 +367,3 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         under = merged.get(key)
         merged[key] = _merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every key a YAML may set, dotted."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from dotted_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def describe_keys(config: Config) -> str:
-    """Every key with its value and its doc line."""
-    return "\n".join(_describe(config, "")) + "\n"
-
-
-def _describe(section: BaseModel, prefix: str) -> Iterator[str]:
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _describe(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name} = {json.dumps(section.model_dump(mode='json')[name])}\n    {field.description}"
-
-
-def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_did_you_mean(key)}"
-    given = error.get("input")
-    expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{key}: got {given!r}: {expected}"
-
-
-def _did_you_mean(key: str) -> str:
-    known = list(dotted_keys())
-    section = difflib.get_close_matches(key, {k.split(".")[0] for k in known}, n=1) if "." not in key else []
-    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = same_name or section or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {' or '.join(near[:3])}?"
-    parent = key.rpartition(".")[0]
-    inside = [k for k in known if k.rpartition(".")[0] == parent] or sorted({k.split(".")[0] for k in known})
-    return f"; valid here: {', '.join(inside)}"

@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmsada_hpc.config import Config, dotted_keys, find_config, load_config
+from mmsada_hpc.config import Config, find_config, load_config
+from mmsada_hpc.config_keys import dotted_keys
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.runs import RESULT_FILE
 
@@ -112,7 +113,7 @@ def _entries(path: Path, axis: str, entries: Mapping[str, Changes] | Sequence[An
         raise UserError(f"{path}: axes.{axis} is empty")
     if isinstance(entries, Mapping):
         return list(entries.items())
-    if axis not in dotted_keys():
+    if axis not in dotted_keys(Config):
         raise UserError(f"{path}: axes.{axis}: a list gives values of a config key, and {axis} is none")
     return [(str(value), {axis: value}) for value in entries]
 

@@ -5,15 +5,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from mmsada_hpc.config import (
-    build_config,
-    config_folder,
-    config_hash,
-    describe_keys,
-    dotted_keys,
-    dump_config,
-    load_config,
-)
+from mmsada_hpc.config import Config, build_config, config_folder, config_hash, dump_config, load_config
+from mmsada_hpc.config_keys import describe_keys, dotted_keys
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.grid import is_grid, read_grid
 
@@ -21,14 +14,14 @@ from mmsada_hpc.grid import is_grid, read_grid
 def test_default_yaml_names_every_key_and_equals_the_defaults_in_the_code() -> None:
     config = load_config(None)
     assert config == build_config({})
-    for key in dotted_keys():
+    for key in dotted_keys(Config):
         assert f"{key.rsplit('.', 1)[-1]}:" in (config_folder() / "default.yaml").read_text(), key
 
 
 def test_every_key_is_documented() -> None:
     text = describe_keys(load_config(None))
     assert "None" not in [line.strip() for line in text.splitlines()]
-    assert text.count("\n    ") == len(list(dotted_keys()))
+    assert text.count("\n    ") == len(list(dotted_keys(Config)))
 
 
 def test_overrides_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
