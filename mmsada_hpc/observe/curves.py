@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmsada_hpc.observe.linechart import Level, Line, line_chart
 from mmsada_hpc.observe.page import SOURCE, TARGET, colour, figure, key, line_sample, note
 from mmsada_hpc.observe.runs import Row, Run
-from mmsada_hpc.observe.wording import in_report_order, is_number
+from mmsada_hpc.observe.wording import in_report_order, is_number, streams
 
 Smoother = Callable[[NDArray[np.float64], int], NDArray[np.float64]]
 LN_2 = math.log(2)
@@ -132,16 +132,24 @@ def _train_chart(
     return figure(title, drawing, legend=legend, caption=caption)
 
 
+def _keys(run: Run) -> set[str]:
+    return {name for row in run.train for name in row}
+
+
+def _domain_terms(keys: set[str], prefix: str) -> list[Term]:
+    """One curve a stream; the colours of the other curves (0, 2) are left out."""
+    palette = [index for index in range(8) if index not in (0, 2, 6)]
+    names = streams(keys, prefix)
+    return [Term(prefix + s, f"domain, {s}", colour(palette[i % len(palette)])) for i, s in enumerate(names)]
+
+
 def loss_charts(run: Run) -> list[str]:
     """The total and the classification loss, and the two-way losses (correspondence, domain) against guessing."""
+    keys = _keys(run)
     classification = [Term("loss", "total", colour(6)), Term("loss_ce", "classification", colour(0))]
-    two_way = [
-        Term("loss_corr", "correspondence", colour(2)),
-        Term("loss_domain_rgb", "domain, rgb", colour(1)),
-        Term("loss_domain_flow", "domain, flow", colour(3)),
-    ]
+    two_way = [Term("loss_corr", "correspondence", colour(2)), *_domain_terms(keys, "loss_domain_")]
     known = {term.key for term in (*classification, *two_way)}
-    others = sorted({name for row in run.train for name in row if name.startswith("loss_")} - known)
+    others = sorted({name for name in keys if name.startswith("loss_")} - known)
     rest = [Term(name, name.removeprefix("loss_"), colour(index)) for index, name in enumerate(others)]
     guess = [Level(LN_2, "ln 2, guessing")]
     charts = [
@@ -157,8 +165,7 @@ def accuracy_chart(run: Run) -> list[str]:
     terms = [
         Term("top1", "verb, source clips", colour(0)),
         Term("corr_acc", "correspondence", colour(2)),
-        Term("domain_acc_rgb", "domain, rgb", colour(1)),
-        Term("domain_acc_flow", "domain, flow", colour(3)),
+        *_domain_terms(_keys(run), "domain_acc_"),
     ]
     chart = _train_chart(
         run,

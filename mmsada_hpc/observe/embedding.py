@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsada_hpc.observe.wording import streams
+
 MAX_POINTS = 1500
 MIN_TSNE_POINTS = 10
 NEIGHBOURS = 10
@@ -45,17 +47,16 @@ class Embedding:
 def _load(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            streams = [np.asarray(arrays[key], dtype=np.float64) for key in ("rgb", "flow") if key in arrays]
+            names = streams((key for key in arrays if key not in ("domain", "label")), "")
+            parts = [np.asarray(arrays[key], dtype=np.float64) for key in names]
             domain, label = np.asarray(arrays["domain"], np.int64), np.asarray(arrays["label"], np.int64)
     except FileNotFoundError as error:
         raise UnusableFeaturesError(f"no {path.parent.name}/{path.name}") from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UnusableFeaturesError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
-    if not streams or any(stream.ndim != 2 or len(stream) != len(domain) for stream in streams):
-        raise UnusableFeaturesError(
-            f"{path.parent.name}/{path.name} does not hold rgb or flow features of (clips, width)"
-        )
-    features = np.concatenate(streams, axis=1)
+    if not parts or any(part.ndim != 2 or len(part) != len(domain) for part in parts):
+        raise UnusableFeaturesError(f"{path.parent.name}/{path.name} does not hold streams' features of (clips, width)")
+    features = np.concatenate(parts, axis=1)
     if len(domain) < 3 or len(label) != len(domain):
         raise UnusableFeaturesError(f"{path.parent.name}/{path.name} holds {len(domain)} clips, too few to show")
     if not np.isfinite(features).all():
@@ -102,15 +103,15 @@ def _transfer(features: NDArray[np.float64], domain: NDArray[np.int64], label: N
     return 100 * float(np.mean(label[source][nearest[:, 0]] == label[target]))
 
 
-def embed(path: Path) -> Embedding:
-    """Embeds one features file, rgb and flow side by side.
+def embed(path: Path, *, most: int = MAX_POINTS) -> Embedding:
+    """Embeds one features file, all streams side by side; of more than `most` clips a fixed choice of so many.
 
     Raises UnusableFeaturesError, with the reason, when it cannot.
     """
     features, domain, label = _load(path)
     clips = len(domain)
-    if clips > MAX_POINTS:
-        chosen = np.sort(np.random.RandomState(0).permutation(clips)[:MAX_POINTS])
+    if clips > most:
+        chosen = np.sort(np.random.RandomState(0).permutation(clips)[:most])
         features, domain, label = features[chosen], domain[chosen], label[chosen]
     xy, how = _project(features)
     both = bool((domain == 0).any() and (domain == 1).any())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on dark paper.
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8609a", "#c98a00", "#3f9fd6", "#5d6673", "#8c7f00")
@@ -31,6 +32,7 @@ a{color:var(--c0)}
 .note,figcaption{font-size:.87rem}
 figcaption{margin-top:6px}
 .grid+.note,.note+.grid{margin-top:16px}
+.grid+.grid{margin-top:26px}
 .facts{display:flex;flex-wrap:wrap;gap:14px 34px;margin:18px 0 8px}
 .facts div{min-width:110px}
 .facts b{display:block;font-size:1.65rem;line-height:1.2;font-weight:600;letter-spacing:-.01em;
@@ -60,9 +62,18 @@ th,td{padding:5px 12px 5px 0;text-align:right;white-space:nowrap;border-bottom:1
 th{font-weight:600;color:var(--muted);vertical-align:bottom}
 th.text,td.text{text-align:left}
 td.text.free{white-space:normal;overflow-wrap:anywhere;min-width:9em}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;background:var(--paper)}
 tr.mean td{font-weight:600}
+tr.rule td{border-top:2px solid var(--muted)}
 details{margin:14px 0;border-top:1px solid var(--rule);padding-top:10px}
 summary{cursor:pointer;font-weight:600;font-size:.95rem}
+details.run{margin:0;padding:12px 0;border-top:1px solid var(--rule)}
+details.run[open]>summary span{display:none}
+details.run>div{scroll-margin-top:64px}
+details.run[open]{padding-bottom:48px}
+details.run>summary h2{display:inline;font-size:1.08rem;border:0;margin:0;padding:0}
+details.run[open]>summary h2{font-size:1.35rem}
+details.run>summary span{display:block;font-weight:400;font-size:.87rem;color:var(--muted);overflow-wrap:anywhere}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:6px;
   padding:12px 14px;font:.8rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 code{font:.85em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
@@ -95,7 +106,7 @@ def line_sample(css_colour: str, *, dash: str = "") -> str:
 
 
 def figure(title: str, drawing: str, *, legend: str = "", caption: str = "") -> str:
-    """A drawing with its title above and a sentence on how to read it below. `caption` is plain text."""
+    """A drawing (or table) with its title above and a sentence on how to read it below. `caption` is plain text."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure><h4>{escape(title)}</h4>{legend}{drawing}{below}</figure>"
 
@@ -111,19 +122,28 @@ def table(
     *,
     text_columns: int = 1,
     mean_rows: frozenset[int] = frozenset(),
+    rules: frozenset[int] = frozenset(),
+    links: Mapping[int, str] = MappingProxyType({}),
     free: bool = False,
 ) -> str:
-    """A table of plain texts. The first `text_columns` columns are left-aligned; `free` lets long texts break."""
+    """A table of plain texts. The first `text_columns` columns are left-aligned; `free` lets long texts break.
 
-    def cells(row: Sequence[str], tag: str) -> str:
+    A line is drawn above the rows `rules`; `links` are where the first cells of rows lead to.
+    """
+
+    def cells(row: Sequence[str], tag: str, link: str = "") -> str:
         kinds = [
             ' class="text free"' if free else ' class="text"' if column < text_columns else ""
             for column in range(len(row))
         ]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
+        texts = [escape(cell) for cell in row]
+        if link:
+            texts[0] = f'<a href="{escape(link, quote=True)}">{texts[0]}</a>'
+        return "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
 
+    kind_of = {**dict.fromkeys(rules, " class=rule"), **dict.fromkeys(mean_rows, " class=mean")}
     body = "".join(
-        f"<tr{' class=mean' if index in mean_rows else ''}>{cells(row, 'td')}</tr>" for index, row in enumerate(rows)
+        f"<tr{kind_of.get(index, '')}>{cells(row, 'td', links.get(index, ''))}</tr>" for index, row in enumerate(rows)
     )
     head = f"<thead><tr>{cells(header, 'th')}</tr></thead>" if any(header) else ""
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
@@ -132,6 +152,12 @@ def table(
 def details(title: str, inner: str) -> str:
     """A part that is folded away until it is asked for. `inner` is HTML."""
     return f"<details><summary>{escape(title)}</summary>{inner}</details>"
+
+
+def chapter(title: str, about: str, inner: str, *, anchor: str, is_open: bool) -> str:
+    """A foldable part of the page with a heading. A link to `anchor` unfolds it, because the anchor lies inside."""
+    head = f"<summary><h2>{escape(title)}</h2><span>{escape(about)}</span></summary>"
+    return f'<details class="run"{" open" if is_open else ""}>{head}<div id="{anchor}">{inner}</div></details>'
 
 
 def facts(entries: Sequence[tuple[str, str, str]]) -> str:

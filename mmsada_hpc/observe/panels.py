@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,21 +125,30 @@ def _marks(places: NDArray[np.float64], css: str, *, is_source: bool, size: floa
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One run on the comparison axis; `error` is a standard error in the unit of `value`."""
+class Dots:
+    """One line of the comparison: (name, value) of every run; `error` is a standard error in the values' unit."""
 
     name: str
-    value: float
+    points: Sequence[tuple[str, float]]
+    mean: float | None
     error: float | None
     colour: str
 
 
-def dot_plot(dots: Sequence[Dot], *, x_label: str, chance: float | None) -> str:
-    """Runs below each other, their value on one common axis, whiskers of one standard error, chance dashed."""
-    width, row, top = 400, 22, 16
-    left = 14 + 6.0 * min(26, max(len(dot.name) for dot in dots))
-    bottom = top + row * len(dots)
-    low, high = _dot_range(dots, chance)
+def dot_range(lines: Sequence[Dots], chance: float | None) -> tuple[float, float]:
+    """A range, in percent, that shows all points, whiskers and chance."""
+    ends = [value + sign * (line.error or 0.0) for line in lines for _, value in line.points for sign in (-1, 1)]
+    ends += [chance] if chance is not None else []
+    margin = 0.06 * (max(ends) - min(ends)) or 5.0
+    return max(0.0, min(ends) - margin), min(100.0, max(ends) + margin)
+
+
+def dot_plot(lines: Sequence[Dots], *, x_label: str, chance: float | None, ends: tuple[float, float]) -> str:
+    """Methods below each other, their runs as points on one axis with a stroke at the mean, chance dashed."""
+    width, row, top = 400, 22, 18
+    left = 14 + 6.0 * min(26, max(len(line.name) for line in lines))
+    bottom = top + row * len(lines)
+    low, high = ends
 
     def x(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - 16)
@@ -150,20 +159,49 @@ def dot_plot(dots: Sequence[Dot], *, x_label: str, chance: float | None) -> str:
         parts.append(svg.text(x(value), bottom + 14, svg.tick_label(value), kind="tick", anchor="middle"))
     if chance is not None:
         parts.append(svg.styled(f"M{x(chance):.1f} {top - 4}V{bottom}", "change"))
-        parts.append(svg.text(x(chance), top - 6, "chance", kind="mark", anchor="middle"))
-    for index, item in enumerate(dots):
+        parts.append(svg.text(x(chance), top - 7, "chance", kind="mark", anchor="middle"))
+    for index, line in enumerate(lines):
         y = top + row * (index + 0.5)
-        parts.append(svg.text(left - 8, y + 3.5, _shortened(item.name, 26), kind="tick", anchor="end"))
-        if item.error is not None:
-            ends = x(max(low, item.value - item.error)), x(min(high, item.value + item.error))
-            parts.append(svg.stroke(f"M{ends[0]:.1f} {y}H{ends[1]:.1f}", item.colour, width=1.5))
-        parts.append(svg.dot(x(item.value), y, item.colour, radius=4.2, hint=f"{item.name}: {item.value:.1f}"))
+        parts.append(svg.text(left - 8, y + 3.5, _shortened(line.name, 26), kind="tick", anchor="end"))
+        parts.append(_dot_line(line, y, x, ends))
     parts.append(svg.text((left + width - 16) / 2, bottom + 30, x_label, kind="name", anchor="middle"))
     return svg.drawing(parts, width=width, height=bottom + 36, label="Runs compared")
 
 
-def _dot_range(dots: Sequence[Dot], chance: float | None) -> tuple[float, float]:
-    ends = [dot.value + sign * (dot.error or 0.0) for dot in dots for sign in (-1, 1)]
-    ends += [chance] if chance is not None else []
-    margin = 0.06 * (max(ends) - min(ends)) or 5.0
-    return max(0.0, min(ends) - margin), min(100.0, max(ends) + margin)
+def _dot_line(line: Dots, y: float, x: Callable[[float], float], ends: tuple[float, float]) -> str:
+    parts, values = [], [value for _, value in line.points]
+    if line.error is not None:
+        whisker = x(max(ends[0], values[0] - line.error)), x(min(ends[1], values[0] + line.error))
+        parts.append(svg.stroke(f"M{whisker[0]:.1f} {y}H{whisker[1]:.1f}", line.colour, width=1.5))
+    if line.mean is not None:
+        parts.append(svg.stroke(f"M{x(line.mean):.1f} {y - 7}v14", line.colour, width=2.4))
+    radius, opacity = (4.2, 1.0) if len(values) == 1 else (3.6, 0.7)
+    for name, value in line.points:
+        parts.append(svg.dot(x(value), y, line.colour, radius=radius, hint=f"{name}: {value:.1f}", opacity=opacity))
+    return "".join(parts)
+
+
+def reliability_svg(bins: Sequence[Sequence[float | None]]) -> str:
+    """Accuracy against mean confidence, both in percent, a point a bin of (count, confidence, accuracy)."""
+    side, left, top = 250, 46, 12
+    filled = [(n, sure, right) for n, sure, right in bins if n and sure is not None and right is not None]
+    total = sum(n for n, _, _ in filled) or 1
+
+    def at(sure: float, right: float) -> tuple[float, float]:
+        return left + sure / 100 * side, top + (100 - right) / 100 * side
+
+    parts = []
+    for value in (0, 25, 50, 75, 100):
+        x, y = at(value, value)
+        parts.append(svg.styled(f"M{left} {y:.1f}h{side}M{x:.1f} {top}v{side}", "rule"))
+        parts.append(svg.text(left - 6, y + 3.5, str(value), kind="tick", anchor="end"))
+        parts.append(svg.text(x, top + side + 15, str(value), kind="tick", anchor="middle"))
+    parts.append(svg.styled(f"M{left} {top + side}L{left + side} {top}", "change"))
+    places = [at(sure, right) for _, sure, right in filled]
+    parts.append(svg.stroke("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), TARGET, width=1.8) if places else "")
+    for (x, y), (n, sure, right) in zip(places, filled, strict=True):
+        hint = f"{n:.0f} segments: confidence {sure:.1f}, accuracy {right:.1f}"
+        parts.append(svg.dot(x, y, TARGET, radius=2.5 + 9 * (n / total) ** 0.5, hint=hint, opacity=0.6))
+    parts.append(svg.text(left + side / 2, top + side + 31, "confidence (%)", kind="name", anchor="middle"))
+    parts.append(svg.text(11, top + side / 2, "accuracy (%)", kind="name", anchor="middle", turned=-90))
+    return svg.drawing(parts, width=left + side + 16, height=top + side + 38, label="Reliability", max_width=400)

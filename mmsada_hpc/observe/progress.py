@@ -11,16 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from mmsada_hpc.observe.screen import Screen
-from mmsada_hpc.observe.wording import duration
+from mmsada_hpc.observe.wording import duration, streams
 
 RECENT_STEPS = 50
 # Named and ordered as a person reads them; any other loss_* key follows under its own name.
-_SHORT_NAMES = {
-    "loss_ce": "ce",
-    "loss_corr": "corr",
-    "loss_domain_rgb": "dom-rgb",
-    "loss_domain_flow": "dom-flow",
-}
+_SHORT_NAMES = {"loss_ce": "ce", "loss_corr": "corr"}
+_DOMAIN = "loss_domain_"
 
 
 def _number(value: Any) -> str:
@@ -31,9 +27,10 @@ def _number(value: Any) -> str:
 
 def _losses(row: Mapping[str, Any]) -> tuple[str, str]:
     """The total, and the terms in brackets; empty where the row has none."""
-    others = [key for key in row if key.startswith("loss_") and key not in _SHORT_NAMES]
-    keys = [*(key for key in _SHORT_NAMES if key in row), *others]
-    terms = [f"{_SHORT_NAMES.get(key, key.removeprefix('loss_'))} {_number(row[key])}" for key in keys]
+    names = {**_SHORT_NAMES, **{_DOMAIN + stream: f"dom-{stream}" for stream in streams(row, _DOMAIN)}}
+    others = [key for key in row if key.startswith("loss_") and key not in names]
+    keys = [*(key for key in names if key in row), *others]
+    terms = [f"{names.get(key, key.removeprefix('loss_'))} {_number(row[key])}" for key in keys]
     total = f"loss {_number(row['loss'])}" if "loss" in row else ""
     return total, f"({' '.join(terms)})" if len(terms) > 1 else ""
 

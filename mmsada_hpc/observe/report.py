@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.observe.compare import baseline_of, comparison, shift, target_row
+from mmsada_hpc.observe.compare import baseline_of, comparison, shift, target_top1
 from mmsada_hpc.observe.curves import accuracy_chart, evaluation_chart, loss_charts, speed_charts
 from mmsada_hpc.observe.embedding import MAX_POINTS, Embedding, UnusableFeaturesError, embed
-from mmsada_hpc.observe.page import SOURCE, TARGET, colour, details, facts, figure, key, note, page, table
-from mmsada_hpc.observe.panels import circle_sample, confusion_svg, cross_sample, embedding_svg
-from mmsada_hpc.observe.runs import Run, read_runs
+from mmsada_hpc.observe.page import SOURCE, TARGET, chapter, colour, details, facts, figure, key, note, page, table
+from mmsada_hpc.observe.panels import circle_sample, cross_sample, embedding_svg
+from mmsada_hpc.observe.runs import Run, find_runs, read_runs
+from mmsada_hpc.observe.scores import class_names, class_table, confusion, evaluation_table, reliability_chart
+from mmsada_hpc.observe.screen import Screen
 from mmsada_hpc.observe.wording import (
     duration,
     in_report_order,
@@ -24,8 +27,11 @@ from mmsada_hpc.observe.wording import (
     method_name,
     percent,
     standard_error,
-    with_error,
 )
+
+# A page about many runs embeds fewer clips of each, or it would take longer than reading it
+_ALL_POINTS, _FEWEST_POINTS = 6000, 200
+_OPEN_RUNS = 3
 
 
 def _grid(figures: Sequence[str]) -> str:
@@ -33,7 +39,11 @@ def _grid(figures: Sequence[str]) -> str:
 
 
 def _accuracy_fact(run: Run, name: str) -> tuple[str, str, str]:
-    row = run.evaluations[name]
+    row, side = run.evaluations[name], name.partition("/")[0]
+    steps, averaged = run.result.get("checkpoints"), run.result.get(f"{side}_top1")
+    if name == f"{side}/test" and isinstance(steps, list) and len(steps) > 1 and is_number(averaged):
+        spread = percent(run.result.get(f"{side}_top1_std"))
+        return percent(averaged), "%", f"{name} top-1, mean of {len(steps)} checkpoints (sd {spread})"
     error = standard_error(row.get("top1"), row.get("segments"))
     unit = "%" if error is None else f"± {error:.1f} %"
     return percent(row.get("top1")), unit, f"{name} top-1, {row.get('segments', '?')} segments"
@@ -75,41 +85,10 @@ def _unfinished(run: Run) -> str:
     return note(f"No result.json: the run is not finished. What follows is its state at global step {step}.")
 
 
-def _evaluation_table(run: Run) -> str:
-    if not run.evaluations:
-        return note("No evaluation yet.")
-    rows = []
-    for name in in_report_order(run.evaluations):
-        row = run.evaluations[name]
-        scores = [percent(row.get(score)) for score in ("top1_rgb", "top1_flow", "mean_recall")]
-        rows.append([name, with_error(row.get("top1"), row.get("segments")), *scores, str(row.get("segments", "-"))])
-    header = ["set", "fused %", "rgb", "flow", "recall", "segments"]
-    return table(header, rows) + note(
-        "fused: top-1 ± one binomial standard error. rgb, flow: the joint model's streams, scored alone. "
-        "recall: mean over the classes."
-    )
-
-
-def _class_names(run: Run, count: int) -> list[str]:
-    classes = run.about.get("classes")
-    names = [str(name) for name in classes] if isinstance(classes, list) else []
-    return names[:count] + [f"class {index}" for index in range(len(names), count)]
-
-
-def _confusion(run: Run) -> str:
-    row = target_row(run)
-    matrix = row.get("confusion")
-    if not isinstance(matrix, list) or not matrix or len({len(line) for line in matrix}) != 1:
-        return note("No confusion matrix: none in result.json.")
-    drawing = confusion_svg(matrix, _class_names(run, len(matrix)))
-    caption = "Rows: true class. Number: segments. Shade: share of the row. Right: recall in percent."
-    return figure(f"Confusion on {run.target_set}", drawing, caption=caption)
-
-
 def _embedding_caption(embedding: Embedding) -> str:
     shown = (
         f"{len(embedding.xy)} of {embedding.clips} clips"
-        if embedding.clips > MAX_POINTS
+        if embedding.clips > len(embedding.xy)
         else f"{embedding.clips} clips"
     )
     parts = [f"{embedding.how}; {shown}."]
@@ -131,21 +110,21 @@ def _embedding_keys(labels: Sequence[int], names: Sequence[str]) -> dict[str, st
     return {"class": key([*shapes, *classes]), "domain": key(domains)}
 
 
-def _load_embeddings(run: Run) -> tuple[dict[str, Embedding], list[str]]:
+def _load_embeddings(run: Run, most: int) -> tuple[dict[str, Embedding], list[str]]:
     """The embeddings that can be shown, and why the others cannot."""
     found, missing = {}, []
     for moment in ("before", "after"):
         try:
-            found[moment] = embed(run.path / "features" / f"{moment}.npz")
+            found[moment] = embed(run.path / "features" / f"{moment}.npz", most=most)
         except UnusableFeaturesError as reason:
             missing.append(str(reason))
     return found, missing
 
 
-def _embeddings(run: Run) -> str:
-    found, missing = _load_embeddings(run)
+def _embeddings(run: Run, most: int) -> str:
+    found, missing = _load_embeddings(run, most)
     labels = sorted({int(label) for embedding in found.values() for label in np.unique(embedding.label)})
-    names = _class_names(run, max([*labels, 0]) + 1)
+    names = class_names(run, max([*labels, 0]) + 1)
     keys = _embedding_keys(labels, names)
     figures = []
     for by in ("class", "domain"):
@@ -180,13 +159,14 @@ def _section(run: Run, runs: Sequence[Run]) -> str:
         _unfinished(run),
         _headline(run),
         "<h3>Evaluation</h3>",
-        _evaluation_table(run),
-        _grid([evaluation_chart(run, baseline=baseline_of(run, runs)), _confusion(run)]),
+        evaluation_table(run),
+        _grid([evaluation_chart(run, baseline=baseline_of(run, runs)), confusion(run)]),
+        _grid([piece for piece in (class_table(run, runs), reliability_chart(run)) if piece]),
         "<h3>Training</h3>",
         _grid(curves) or note("No training step yet."),
         note("Thin lines are single steps, thick lines running means within a stage.") if curves else "",
         "<h3>Features of both domains</h3>",
-        _embeddings(run),
+        _embeddings(run, min(MAX_POINTS, max(_FEWEST_POINTS, _ALL_POINTS // len(runs)))),
         "<h3>Speed</h3>",
         _grid(speed_charts(run)) or note("No timed step yet."),
         _config(run),
@@ -195,32 +175,47 @@ def _section(run: Run, runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The whole page as HTML text."""
+def _teaser(run: Run) -> str:
+    """What the folded part of a run shows of it."""
+    value, parts = target_top1(run), [method_name(run.about), shift(run)]
+    parts += [f"seed {run.about['seed']}"] if run.about.get("seed") is not None else []
+    parts += [f"{run.target_set} {percent(value)} %"] if value is not None else []
+    parts += [] if run.is_finished else ["unfinished"]
+    return " · ".join(part for part in parts if part)
+
+
+def render(runs: Sequence[Run], *, tell: Callable[[str], None] = lambda line: None) -> str:
+    """The whole page as HTML text: of several runs first the comparison, then each, folded where there are many.
+
+    `tell` is given a line about how far it is.
+    """
     if len(runs) == 1:
         run = runs[0]
         body = f"<h1>{escape(run.name)}</h1>{_subtitle(run)}{_section(run, runs)}"
         return page(f"{run.name}: mmsada report", body)
-    links = " · ".join(f'<a href="#run{index}">{escape(run.name)}</a>' for index, run in enumerate(runs))
-    parts = [f"<h1>{len(runs)} runs</h1>", f'<p class="sub">{links}</p>', comparison(runs)]
+    parts = [f"<h1>{len(runs)} runs</h1>", comparison(runs), '<div class="runs">']
     for index, run in enumerate(runs):
-        parts.append(f'<h2 id="run{index}">{escape(run.name)}</h2>{_subtitle(run)}{_section(run, runs)}')
-    return page(f"{len(runs)} runs: mmsada report", "".join(parts))
+        tell(f"report: run {index + 1} of {len(runs)}")
+        inner, is_open = _subtitle(run) + _section(run, runs), len(runs) <= _OPEN_RUNS
+        parts.append(chapter(run.name, _teaser(run), inner, anchor=f"run{index}", is_open=is_open))
+    return page(f"{len(runs)} runs: mmsada report", "".join([*parts, "</div>"]))
 
 
-def write_report(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Path:
-    """Writes the page about the run folders `paths` and returns where it is.
+def write_report(
+    paths: Sequence[str | Path], *, out: str | Path | None = None, tell: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Writes the page about the run folders `paths` and returns where it is; `tell` hears of the progress.
 
-    By default it is report.html inside the one run, or beside the first of several. Raises UserError for a folder that
-    is not a run or a page that cannot be written.
+    A path may also be a folder with runs at any depth. By default the page is report.html in the one folder given, or
+    beside the first of several. Raises UserError for a folder without a run or a page that cannot be written.
     """
-    runs = read_runs(paths)
-    first = runs[0].path
-    default = first / "report.html" if len(runs) == 1 else first.resolve().parent / "report.html"
+    runs = read_runs(find_runs(paths))
+    first = Path(paths[0])
+    default = first / "report.html" if len(paths) == 1 else first.resolve().parent / "report.html"
     path = Path(out) if out is not None else default
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name the HTML file to write")
-    text = render(runs)
+    text = render(runs, tell=tell)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -234,15 +229,20 @@ def write_report(paths: Sequence[str | Path], *, out: str | Path | None = None) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mmsada report`."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run (what run.dir was set to)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run (what run.dir was set to), or of runs")
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="HTML file to write (default: RUN/report.html, or report.html beside the first of several)",
+        help="HTML file to write (default: RUN/report.html, or report.html beside the first of several RUNs)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """`mmsada report`: writes the page and prints where it is."""
-    print(f"report: {write_report(args.runs, out=args.out)}")
+    screen = Screen(sys.stderr)
+    try:
+        path = write_report(args.runs, out=args.out, tell=screen.set_live)
+    finally:
+        screen.set_live("")
+    print(f"report: {path}")
     return 0

@@ -28,10 +28,11 @@ def styled(path: str, kind: str) -> str:
     return f'<path class="{kind}" d="{path}"/>'
 
 
-def dot(x: float, y: float, colour: str, *, radius: float, hint: str = "") -> str:
+def dot(x: float, y: float, colour: str, *, radius: float, hint: str = "", opacity: float = 1.0) -> str:
     """A filled circle; `hint` shows when pointed at."""
     title = f"<title>{escape(hint)}</title>" if hint else ""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" style="fill:{colour}">{title}</circle>'
+    faint = f' fill-opacity="{opacity:g}"' if opacity < 1 else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.3g}" style="fill:{colour}"{faint}>{title}</circle>'
 
 
 def square(x: float, y: float, side: float, fill: str, *, opacity: float, hint: str) -> str:

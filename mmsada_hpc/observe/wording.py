@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -52,9 +52,11 @@ def in_report_order(evaluations: Mapping[str, Any]) -> list[str]:
 
 
 def method_name(result: Mapping[str, Any]) -> str:
-    """`mmsada (paper)`."""
-    recipe = f" ({result['recipe']})" if result.get("recipe") else ""
-    return f"{result.get('method') or 'unknown method'}{recipe}"
+    """`mmsada (paper)`, or with a label `mmsada (lambda_d 1), paper`."""
+    recipe, label = result.get("recipe"), result.get("label")
+    if label:
+        return f"{label}, {recipe}" if recipe else str(label)
+    return f"{result.get('method') or 'unknown method'}{f' ({recipe})' if recipe else ''}"
 
 
 def headline(result: Mapping[str, Any]) -> str:
@@ -81,3 +83,9 @@ def cost(result: Mapping[str, Any]) -> str:
     if is_number(result.get("seconds")):
         parts.append(duration(result["seconds"]))
     return ", ".join(parts)
+
+
+def streams(keys: Iterable[str], prefix: str) -> list[str]:
+    """What follows `prefix` in the keys that have it: rgb and flow first, then any other stream by name."""
+    names = {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
+    return sorted(names, key=lambda name: (name != "rgb", name != "flow", name))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmsada_hpc.observe.reliability import reliability
+
 CLASSES = ["take", "put", "wash", "open", "close", "cut", "mix", "pour"]
 CONFIG = """\
+recipe: released
 method:
   name: {method}
-  recipe: released
+  lambda_d: {lambda_d:g}
 data:
   store: stores/toy-kitchens
-  source: [K1]
-  target: [K2]
+  source: [{source}]
+  target: [{target}]
 train:
   lr: 0.01
   batch: 32
@@ -60,8 +64,54 @@ def _evaluation(top1: float, segments: int, random: np.random.RandomState) -> di
     np.add.at(confusion, (label, np.where(right, label, wrong)), 1)
     recall = 100 * np.diag(confusion) / confusion.sum(axis=1).clip(1)
     score = 100 * float(np.trace(confusion)) / segments
-    scores = {"top1": score, "top1_rgb": 0.8 * score, "top1_flow": 0.9 * score, "mean_recall": float(recall.mean())}
+    scores: dict[str, Any] = {
+        "top1": score,
+        "top1_rgb": 0.8 * score,
+        "top1_flow": 0.9 * score,
+        "mean_recall": float(recall.mean()),
+    }
+    sure = np.clip(0.5 + 0.5 * right - 0.3 * random.uniform(size=segments), 0, 1)
+    probabilities = np.full((segments, len(CLASSES)), 0.0)
+    probabilities[np.arange(segments), np.where(right, label, wrong)] = sure
+    scores["reliability"] = reliability(probabilities, label)
+    scores |= {"domain_acc_rgb": 61.0, "domain_acc_flow": 54.0, "corr_acc": 77.0}
     return {**scores, "segments": segments, "confusion": confusion.tolist(), "per_class_recall": recall.tolist()}
+
+
+def write_result_alone(
+    folder: Path,
+    *,
+    label: str,
+    shift: tuple[str, str] = ("K1", "K2"),
+    seed: int = 0,
+    top1: float | None = 50.0,
+    streams: Mapping[str, float] | None = None,
+    config: str = "train: {lr: 0.01}\n",
+    extra: Mapping[str, Any] | None = None,
+    segments: int = 8,
+    **scores: float,
+) -> Path:
+    """Writes a run folder with chosen numbers: config.yaml and, unless top1 is None, result.json; returns the folder.
+
+    The confusion matrix has `segments` segments, half of them of the first class.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"label": label, "method": label.partition(" (")[0], "seed": seed, "recipe": "released"}
+    names = f"data: {{source: [{shift[0]}], target: [{shift[1]}]}}\n"
+    (folder / "config.yaml").write_text(
+        f"recipe: released\nmethod: {{name: {about['method']}}}\n{names}seed: {seed}\nrun: {{dir: {folder}}}\n{config}"
+    )
+    (folder / "metrics.jsonl").touch()
+    if top1 is None:
+        return folder
+    confusion = np.zeros((len(CLASSES), len(CLASSES) + 1), int)
+    confusion[:2, 0] = segments - segments // 2, segments // 2
+    row: dict[str, Any] = {"top1": top1, **{f"top1_{name}": value for name, value in (streams or {}).items()}, **scores}
+    row |= {"segments": segments, "confusion": confusion.tolist()}
+    result = {**about, "source": [shift[0]], "target": [shift[1]], "classes": CLASSES, "chance": 12.5}
+    result |= {"evaluations": {"target/test": row}, "target_top1": top1, **(extra or {})}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
 
 
 def write_features(path: Path, *, apart: float, clips: int = 160, seed: int = 0) -> None:
@@ -84,6 +134,9 @@ def write_run(
     target_top1: float = 58.0,
     finished: bool = True,
     features: bool = True,
+    shift: tuple[str, str] = ("K1", "K2"),
+    lambda_d: float = 1.0,
+    label: str | None = None,
 ) -> Path:
     """Writes a whole run folder, or (finished=False) one of a run that is still going; returns the folder."""
     random = np.random.RandomState(seed)
@@ -97,17 +150,23 @@ def write_run(
                 top1 = 12.5 + (final - 12.5) * (step / total) ** 0.6 + 2 * random.normal()
                 rows.append({"kind": "eval", **place, "set": name, "top1": top1, "segments": 72, "seconds": 3.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(CONFIG.format(method=method, seed=seed, folder=folder.name))
+    (folder / "config.yaml").write_text(
+        CONFIG.format(method=method, seed=seed, folder=folder.name, source=shift[0], target=shift[1], lambda_d=lambda_d)
+    )
     if features:
         write_features(folder / "features" / "before.npz", apart=1.0, seed=seed)
         write_features(folder / "features" / "after.npz", apart=0.3, seed=seed)
     if finished:
-        write_result(folder, method=method, seed=seed, target_top1=target_top1, steps=total)
+        about = {"method": method, **({"label": label} if label else {}), "seed": seed}
+        write_result(
+            folder, {**about, "source": [shift[0]], "target": [shift[1]]}, target_top1=target_top1, steps=total
+        )
     return folder
 
 
-def write_result(folder: Path, *, method: str, seed: int, target_top1: float, steps: int) -> dict[str, Any]:
-    """Writes result.json and returns it."""
+def write_result(folder: Path, about: dict[str, Any], *, target_top1: float, steps: int) -> dict[str, Any]:
+    """Writes result.json and returns it; `about` holds method, seed, source, target and perhaps a label."""
+    seed = about["seed"]
     random = np.random.RandomState(seed)
     evaluations = {
         "target/test": _evaluation(target_top1, 72, random),
@@ -115,11 +174,8 @@ def write_result(folder: Path, *, method: str, seed: int, target_top1: float, st
         "target/all": _evaluation(target_top1, 240, random),
     }
     result = {
-        "method": method,
+        **about,
         "recipe": "released",
-        "seed": seed,
-        "source": ["K1"],
-        "target": ["K2"],
         "classes": CLASSES,
         "target_top1": evaluations["target/test"]["top1"],
         "source_top1": evaluations["source/test"]["top1"],

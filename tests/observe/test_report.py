@@ -13,12 +13,14 @@ import pytest
 
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe import report
-from mmsada_hpc.observe.compare import baseline_of, flat
+from mmsada_hpc.observe.compare import baseline_of
 from mmsada_hpc.observe.curves import running_mean, running_median, stage_changes
 from mmsada_hpc.observe.embedding import MAX_POINTS, UnusableFeaturesError, embed
 from mmsada_hpc.observe.record import write_record
 from mmsada_hpc.observe.report import write_report
 from mmsada_hpc.observe.runs import read_runs
+from mmsada_hpc.observe.scores import class_table, twin_baseline
+from mmsada_hpc.observe.settings import flat
 from mmsada_hpc.observe.svg import tick_label, ticks
 from tests.observe.fake_run import CLASSES, write_features, write_run
 
@@ -96,7 +98,8 @@ def test_the_headline_gives_target_source_chance_speed_and_time(finished: Path, 
     [
         "Loss", "Two-way losses", "ln 2, guessing", "stage 2", "Accuracy on training clips", "domain, flow",
         "Accuracy on evaluated segments (fused)", "Confusion on target/test", "Before, coloured by class",
-        "After, coloured by domain", "t-SNE, perplexity 30", "Throughput", "Time waiting for data", "global step",
+        "After, coloured by domain", "Recall by class on target/test", "Reliability on target/test",
+        "Expected calibration error", "t-SNE, perplexity 30", "Throughput", "Time waiting for data", "global step",
         "share of step (%)", "Resolved configuration", "store: stores/toy-kitchens", "Command and versions",
         "mmsada train --config configs/demo.yaml", *CLASSES,
     ],
@@ -134,12 +137,68 @@ def test_several_runs_are_compared_with_means_over_seeds_and_a_dotted_baseline(f
     assert baseline_of(source_only, [mmsada, source_only]) is None
 
 
+def test_recall_by_class_is_set_against_source_only_of_the_same_seed(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"mmsada-s{seed}", seed=seed, features=False, stages=(2, 2)) for seed in (0, 1)]
+    runs.append(write_run(tmp_path / "source_only-s0", method="source_only", features=False, stages=(2, 2)))
+    for folder, recall in zip(runs, (60.0, 70.0, 45.0), strict=True):
+        result = json.loads((folder / "result.json").read_text())
+        result["evaluations"]["target/test"]["per_class_recall"] = [recall, None, *[20.0] * 6]
+        (folder / "result.json").write_text(json.dumps(result))
+    first, second, baseline = read_runs(runs)
+    read = [first, second, baseline]
+    assert [other and other.name for other in (twin_baseline(run, read) for run in read)] == [
+        "source_only-s0",
+        None,
+        None,
+    ]
+    words = class_table(first, read)
+    assert "<td>60.0</td><td>45.0</td><td>+15.0</td>" in words
+    assert "<td>-</td><td>-</td><td>-</td>" in words
+    assert "change" not in class_table(second, read)
+
+
+def test_a_stream_that_is_new_is_shown_after_rgb_and_flow(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "three", features=False, stages=(2, 8))
+    result = json.loads((folder / "result.json").read_text())
+    result["evaluations"]["target/test"] |= {"top1_audio": 33.3, "domain_acc_audio": 66.6}
+    (folder / "result.json").write_text(json.dumps(result))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "loss_domain_audio": 0.5, "domain_acc_audio": 60.0} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = Page(write_report([folder])).words
+    assert "fused % segments rgb flow audio recall domain rgb domain flow domain audio corr." in words
+    assert "33.3" in words and "66.6" in words
+    assert words.count("domain, audio") == 2
+
+
+def test_a_page_about_many_runs_folds_them_and_links_to_each(tmp_path: Path) -> None:
+    for seed in range(8):
+        write_run(tmp_path / f"s{seed}", seed=seed, features=False, stages=(2, 2))
+    page = Page(write_report([tmp_path]))
+    assert (tmp_path / "report.html").is_file()
+    assert page.source.count('<details class="run">') == 8
+    assert {f"#run{index}" for index in range(8)} == set(page.references)
+    assert all(f'<div id="run{index}">' in page.source for index in range(8))
+    assert "Every run (8)" in page.words
+
+
+def test_the_result_is_the_mean_over_checkpoints_where_there_are_several(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "nine", features=False, stages=(2, 2))
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"checkpoints": [5600, 5650], "target_top1": 61.25, "target_top1_std": 0.75}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert "61.2 % target/test top-1, mean of 2 checkpoints (sd 0.8)" in Page(write_report([folder])).words
+
+
 def test_means_are_taken_over_finished_runs_that_differ_in_the_seed_alone(tmp_path: Path) -> None:
     first = write_run(tmp_path / "s0", features=False, stages=(2, 2))
     going = write_run(tmp_path / "s1", seed=1, finished=False, features=False, stages=(2, 2))
     other = write_run(tmp_path / "s2", seed=2, features=False, stages=(2, 2))
     (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("lr: 0.01", "lr: 0.1"))
-    assert "mean of" not in Page(write_report([first, going, other], out=tmp_path / "all.html")).words
+    words = Page(write_report([first, going, other], out=tmp_path / "all.html")).words
+    assert "± sd" not in words
+    assert "mixed settings, no mean: mmsada (lambda_d 1) K1→K2: train.lr: 0.01 (s0), 0.1 (s2)" in words
+    assert "unfinished (no result.json), not counted: s1" in words
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
@@ -199,7 +258,7 @@ def test_the_command_line_prints_where_the_page_is(
 def test_folders_and_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
         write_report([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match=rf"{tmp_path} has no metrics\.jsonl"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: no run in it"):
         write_report([tmp_path])
     folder = write_run(tmp_path / "run", features=False, stages=(2, 2))
     with pytest.raises(UserError, match=r"missing/p\.html: cannot write the report"):
@@ -231,10 +290,9 @@ def test_few_or_constant_features_fall_back_to_pca(tmp_path: Path) -> None:
     assert np.isfinite(embed(tmp_path / "flat.npz").xy).all()
 
 
-def test_many_clips_are_thinned_and_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsada_hpc.observe.embedding.MAX_POINTS", 40)
+def test_many_clips_are_thinned_and_it_says_so(tmp_path: Path) -> None:
     write_features(tmp_path / "many.npz", apart=1.0, clips=90)
-    embedding = embed(tmp_path / "many.npz")
+    embedding = embed(tmp_path / "many.npz", most=40)
     assert (len(embedding.xy), embedding.clips) == (40, 90)
     assert MAX_POINTS > 1000
 

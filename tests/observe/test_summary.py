@@ -63,7 +63,7 @@ def test_a_damaged_record_is_no_reason_to_stop(tmp_path: Path) -> None:
 
 
 def test_observe_knows_nothing_of_training() -> None:
-    modules = "metrics, page, panels, progress, record, report, runs, screen, summary"
+    modules = "metrics, page, panels, progress, record, reliability, report, runs, screen, summary, table"
     code = f"import sys; from mmsada_hpc.observe import {modules}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "deepspeed", "nvidia", "mpi4py", "sklearn"} & {name.split(".")[0] for name in loaded}
