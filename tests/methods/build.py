@@ -15,6 +15,19 @@ STREAMS = ("rgb", "flow")
 
 
 @dataclass(frozen=True)
+class Shape:
+    """`per_domain` clips of each domain (half of them do not correspond where the method has negatives), features of
+    `width` in each stream.
+    """
+
+    per_domain: int
+    width: int
+    num_classes: int
+    seed: int
+    block: int = 2
+
+
+@dataclass(frozen=True)
 class Case:
     method: Method
     features: dict[str, Tensor]
@@ -30,14 +43,15 @@ class Case:
         return {s: x.detach().numpy().copy() for s, x in self.features.items()}
 
 
-def make_case(
-    name: str, *, per_domain: int, width: int, num_classes: int, seed: int, block: int = 2, **settings: str
-) -> Case:
-    """Args:
-    per_domain: clips of each domain; half of them do not correspond where the method has negatives.
-    """
-    rng = np.random.default_rng(seed)
-    words = [f"method.name={name}", f"method.mmd_block={block}", *(f"method.{k}={v}" for k, v in settings.items())]
+def make_case(name: str, shape: Shape, **settings: str) -> Case:
+    """A case of a method, `settings` being keys of the config's section `method`."""
+    per_domain, width, num_classes = shape.per_domain, shape.width, shape.num_classes
+    rng = np.random.default_rng(shape.seed)
+    words = [
+        f"method.name={name}",
+        f"method.mmd_block={shape.block}",
+        *(f"method.{k}={v}" for k, v in settings.items()),
+    ]
     config = load_config(None, words)
     kind = find_method(name)
     sizes = HeadSizes(dict.fromkeys(STREAMS, width), num_classes)
@@ -69,8 +83,8 @@ def make_case(
         corresponds,
         dropout,
         num_classes,
-        block,
-        {s: _gammas(x, domain, block, settings.get("mmd_kernels", "fixed")) for s, x in features.items()},
+        shape.block,
+        {s: _gammas(x, domain, shape.block, settings.get("mmd_kernels", "fixed")) for s, x in features.items()},
         np.exp(statement.log_softmax(shares)),
     )
     return Case(method, tensors, batch, given)

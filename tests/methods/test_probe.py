@@ -5,7 +5,7 @@ import torch
 
 from mmsada_hpc.methods.adversarial import domain_accuracies
 from mmsada_hpc.methods.self_supervised import correspondence_accuracy
-from tests.methods.build import make_case
+from tests.methods.build import Shape, make_case
 
 
 class SameRow(torch.nn.Module):
@@ -43,7 +43,7 @@ def test_a_discriminator_is_right_where_it_names_the_clips_own_domain(domain: in
     ],
 )
 def test_every_head_of_a_method_is_probed(name: str, keys: set[str]) -> None:
-    case = make_case(name, per_domain=4, width=3, num_classes=2, seed=0)
+    case = make_case(name, Shape(per_domain=4, width=3, num_classes=2, seed=0))
     with torch.no_grad():
         found = case.method.probe(case.features, domain=1)
     assert found.keys() == keys

@@ -12,16 +12,15 @@ from mmsada_hpc.methods import method_names
 from mmsada_hpc.methods.base import Moment
 from mmsada_hpc.methods.mmd import FIXED_SCALES
 from tests.methods import statement
-from tests.methods.build import Case, make_case
+from tests.methods.build import Case, Shape, make_case
 
 AT = Moment(stage=2, progress=0.07, scale=0.2)
-shapes = st.fixed_dictionaries(
-    {
-        "per_domain": st.sampled_from([4, 6, 8]),
-        "width": st.integers(2, 5),
-        "num_classes": st.integers(2, 4),
-        "seed": st.integers(0, 2**32 - 1),
-    }
+shapes = st.builds(
+    Shape,
+    per_domain=st.sampled_from([4, 6, 8]),
+    width=st.integers(2, 5),
+    num_classes=st.integers(2, 4),
+    seed=st.integers(0, 2**32 - 1),
 )
 
 
@@ -65,21 +64,21 @@ def check_gradients(case: Case, name: str) -> None:
 @pytest.mark.parametrize("name", method_names())
 @settings(max_examples=10, deadline=None)
 @given(shape=shapes)
-def test_every_term_equals_its_formula(name: str, shape: dict[str, int]) -> None:
-    check_values(make_case(name, **shape), name)
+def test_every_term_equals_its_formula(name: str, shape: Shape) -> None:
+    check_values(make_case(name, shape), name)
 
 
 @pytest.mark.parametrize("name", method_names())
 @settings(max_examples=3, deadline=None)
 @given(shape=shapes)
-def test_every_gradient_is_that_of_the_formula(name: str, shape: dict[str, int]) -> None:
-    check_gradients(make_case(name, **shape), name)
+def test_every_gradient_is_that_of_the_formula(name: str, shape: Shape) -> None:
+    check_gradients(make_case(name, shape), name)
 
 
 @settings(max_examples=10, deadline=None)
 @given(shape=shapes)
-def test_mmd_around_the_median_equals_its_formula(shape: dict[str, int]) -> None:
-    case = make_case("mmd", mmd_kernels="median", **shape)
+def test_mmd_around_the_median_equals_its_formula(shape: Shape) -> None:
+    case = make_case("mmd", shape, mmd_kernels="median")
     check_values(case, "mmd")
     check_gradients(case, "mmd")
 
@@ -90,7 +89,7 @@ def test_the_fixed_kernels_are_the_twelve_that_are_listed() -> None:
 
 
 def test_mmd_of_equal_sets_is_nothing_and_grows_with_their_distance() -> None:
-    case = make_case("mmd", per_domain=8, width=4, num_classes=3, seed=1, block=8)
+    case = make_case("mmd", Shape(per_domain=8, width=4, num_classes=3, seed=1, block=8))
     found = []
     for shift in (0.0, 0.5, 2.0):
         x = {s: torch.cat([f.detach()[:8], f.detach()[:8] + shift]) for s, f in case.features.items()}
@@ -101,7 +100,7 @@ def test_mmd_of_equal_sets_is_nothing_and_grows_with_their_distance() -> None:
 
 def test_mcd_reverses_on_target_clips_alone() -> None:
     """Source clips never see the reversal: their gradient is that of the classification of both heads."""
-    case = make_case("mcd", per_domain=6, width=16, num_classes=3, seed=2)
+    case = make_case("mcd", Shape(per_domain=6, width=16, num_classes=3, seed=2))
     losses = case.method.losses(case.features, case.batch, case.method.factors(AT))
     (gradient,) = torch.autograd.grad(losses.figures["loss_discrepancy"], [case.features["rgb"]], retain_graph=True)
     assert (gradient[:6] == 0).all()
@@ -112,7 +111,7 @@ def test_mcd_reverses_on_target_clips_alone() -> None:
 
 @pytest.mark.parametrize("name", method_names())
 def test_stage_1_aligns_nothing_and_leaves_no_head_out(name: str) -> None:
-    case = make_case(name, per_domain=4, width=3, num_classes=2, seed=3)
+    case = make_case(name, Shape(per_domain=4, width=3, num_classes=2, seed=3))
     factors = case.method.factors(Moment(stage=1, progress=0.5, scale=1.0))
     supervised = {"ce", "corr", "auxiliary"}
     assert factors.reversal == 0
@@ -127,7 +126,7 @@ def test_stage_2_has_the_published_weights() -> None:
     at = Moment(stage=2, progress=1.0, scale=0.2)
 
     def factors(name: str, **more: str) -> dict[str, float]:
-        case = make_case(name, per_domain=4, width=2, num_classes=2, seed=0, **more)
+        case = make_case(name, Shape(per_domain=4, width=2, num_classes=2, seed=0), **more)
         found = case.method.factors(at)
         return {**found.terms, "reversal": round(found.reversal, 3)}
 

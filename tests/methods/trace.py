@@ -53,7 +53,7 @@ def trace(name: str, *, nudge: float = 0.0) -> list[dict[str, float]]:
         elif nudge:
             with torch.no_grad():
                 for parameter in module.parameters():
-                    parameter += nudge
+                    parameter.add_(nudge)
         engine = make_engine(module, config.train, layout)
         norms = BatchNormState(module, decay=config.model.batch_norm.decay)
         for step in range(STEPS):
@@ -96,9 +96,9 @@ def _planner(config: Config) -> Planner:
 
 def _batch(config: Config, plan: ClipPlan, stage: int, step: int, engine: Engine) -> Batch:
     """Clips that show their segment's class and domain as a pattern under noise; raw words, no Generator methods."""
-    clips = {stream: torch.from_numpy(np.stack(list(_clips(plan, stream)))) for stream in STREAMS}
+    clips: dict[str, Tensor] = {s: torch.from_numpy(np.stack(list(_clips(plan, s)))) for s in STREAMS}
     widths = engine.module.network.feature_sizes
-    masks = {
+    masks: dict[str, Tensor] = {
         stream: torch.from_numpy(
             keep_mask(seed=0, stage=stage, step=step, lane=lane, rows=16, features=widths[stream], drop=0.5)
         )
