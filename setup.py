@@ -20,6 +20,7 @@ REQUIRES = [
     "pydantic>=2.7",
     "pydantic-core>=2.18",
     "pyyaml>=6.0",
+    "safetensors>=0.4.3",
     "submitit>=1.5.2",
     "torch>=2.6",
     "tqdm>=4.66",

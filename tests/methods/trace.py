@@ -32,7 +32,8 @@ CLASSES, STEPS = 3, 10
 SETTINGS = (
     "model.width=0.0625", "model.batch_norm.group_size=8", "model.batch_norm.decay=0.9", "method.mmd_block=4",
     "train.engine=ddp", "train.precision=fp64", "train.global_batch=16", "data.num_frames=4", "data.crop=32",
-    f"train.stage1.steps={STEPS}", f"train.stage2.steps={STEPS}", "train.stage1.lr=0.000001", "train.stage2.lr=0.000001",
+    f"train.stage1.steps={STEPS}", f"train.stage2.steps={STEPS}", "train.stage1.lr=1.0e-6",
+    "train.stage2.lr=1.0e-6",
 )  # fmt: skip
 
 
