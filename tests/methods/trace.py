@@ -27,8 +27,8 @@ from mmsada_hpc.train.module import new_module, part_seed
 
 GOLDEN = Path(__file__).with_name("golden_traces.json")
 CLASSES, STEPS = 3, 10
-# At this rate a change of 1e-15 in the weights moves no loss by more than 3e-10 over the 20 updates (at 1e-5 it grows to
-# 0.1), while 20 updates move it by a third: another machine's rounding is told from another method.
+# At this rate a change of 1e-15 in the weights moves no loss by more than 3e-10 over the 20 updates (at 1e-5 it grows
+# to 0.1), while 20 updates move it by a third: another machine's rounding is told from another method.
 SETTINGS = (
     "model.width=0.0625", "model.batch_norm.group_size=8", "model.batch_norm.decay=0.9", "method.mmd_block=4",
     "train.engine=ddp", "train.precision=fp64", "train.global_batch=16", "data.num_frames=4", "data.crop=32",
