@@ -158,7 +158,11 @@ def test_head_sizes_are_those_of_the_released_code() -> None:
     assert count(made.classifier["rgb"]) == 16_400
     assert count(made.discriminator["rgb"]) == 102_702
     assert count(made.correspondence) == 205_102
-    assert 12_279_984 + 12_258_032 + count(made) == 24_981_322
+    backbones = 12_279_984 + 12_258_032  # tests/model/test_i3d.py counts them
+    assert backbones + count(made) == 24_981_322
+    paper = load_config(None, ["recipe=paper", "method.name=mcd"])
+    eight: Any = find_method("mcd")(sizes, model=paper.model, method=paper.method)
+    assert backbones + count(eight.classifier) == 24_554_416, "inference with heads of eight classes"
 
 
 def test_stage_2_draws_new_discriminators_from_the_seed_and_leaves_the_rest() -> None:
