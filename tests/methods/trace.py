@@ -124,11 +124,14 @@ def _clips(plan: ClipPlan, stream: str) -> Iterator[np.ndarray[Any, np.dtype[np.
 def all_traces() -> dict[str, list[dict[str, float]]]:
     """Of every registered method."""
     keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the maps are tiny: threads only wait for each other
     join(find_world())
     try:
         return {name: trace(name) for name in method_names()}
     finally:
         leave()
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
