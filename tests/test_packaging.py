@@ -28,7 +28,7 @@ found = k.adaptation_heads(
     correspondence_head=mlp(2 * d), label_N=torch.zeros(n, dtype=torch.long), domain_N=torch.tensor([0, 0, 1, 1]),
     corresponds_N=torch.tensor([True, False] * 2), weight_ce_N=rand(n), weight_corr_N=rand(n), weight_domain_N=rand(n),
     reversal=torch.tensor(0.1), num_classes=3)
-(found.classified.loss + found.corresponds.loss + sum(s.loss for s in found.domain_S)).backward()
+(found.classified.scored.loss + found.corresponds.loss + sum(s.loss for s in found.domain_S)).backward()
 assert all(v.grad.abs().sum() > 0 for v in x)
 print(k.__file__)
 """
