@@ -50,7 +50,21 @@ class SameConv3d(nn.Conv3d):
         if any(before != after for before, after in pads):
             x_NCTHW = nn.functional.pad(x_NCTHW, [p for pair in reversed(pads) for p in pair])
             pads = [(0, 0)] * 3
-        return nn.functional.conv3d(x_NCTHW, self.weight, None, self.stride, tuple(before for before, _ in pads))
+        padding = tuple(before for before, _ in pads)
+        if _has_broken_bf16_gradient(x_NCTHW, kernel):
+            with torch.autocast("cpu", enabled=False):
+                y = nn.functional.conv3d(x_NCTHW.float(), self.weight, None, self.stride, padding)
+            return y.to(torch.bfloat16)
+        return nn.functional.conv3d(x_NCTHW, self.weight, None, self.stride, padding)
+
+
+def _has_broken_bf16_gradient(x_NCTHW: Tensor, kernel: Triple) -> bool:
+    """Whether torch would take the kernel that reads memory nobody wrote: the weight gradient of a bf16 convolution
+    over exactly two frames on a CPU with AVX-512 (measured with torch 2.13.0: up to 58 of 60 had a NaN; 1 or 4 frames,
+    and fp32: none). I3D has such maps in Mixed_4 at 8 frames and in Mixed_5 at 16.
+    """
+    is_bf16 = x_NCTHW.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return is_bf16 and x_NCTHW.shape[2] == 2 and kernel[0] > 1
 
 
 class SameMaxPool3d(nn.Module):

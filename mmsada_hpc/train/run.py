@@ -158,7 +158,7 @@ def _result(
     config, world = setup.config, setup.world
     result: dict[str, Any] = {
         "method": config.method.name,
-        "label": setup.method.label(config),
+        "label": setup.method.label(config) + ("" if config.data.motion else ", one-frame control"),
         "recipe": config.recipe,
         "seed": config.seed,
         "source": list(config.data.source),

@@ -122,3 +122,20 @@ def test_the_seed_alone_decides_the_initial_weights() -> None:
     other = new_module(load_config(None, ["model.width=0.125", "seed=6"]), num_classes=8)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_bf16_gradients_over_two_frames_are_finite_on_a_cpu() -> None:
+    """With freed memory full of NaN, which torch's own kernel hands on (see `_has_broken_bf16_gradient`)."""
+    conv = SameConv3d(16, 32, 3)
+    x = torch.randn(4, 16, 2, 3, 3).to(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = F.conv3d(x, conv.weight, padding=1)
+    for _ in range(40):
+        junk = [torch.full((size,), torch.nan) for size in (1_000, 5_000, 20_000, 100_000, 400_000)]
+        del junk
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        (gradient,) = torch.autograd.grad(y.float().sum(), conv.weight)
+        assert y.dtype == torch.bfloat16
+        assert torch.isfinite(gradient).all()
+    torch.testing.assert_close(y, exact, rtol=0.02, atol=0.02)
