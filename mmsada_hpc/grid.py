@@ -51,7 +51,10 @@ class GridRun:
     def result(self) -> dict[str, Any] | None:
         """What its result.json holds; None while it is not finished."""
         path = self.config.run.dir / RESULT_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError:
+            raise UserError(f"{path}: damaged; remove it, and the run goes on from its checkpoints") from None
 
     @property
     def is_begun(self) -> bool:
@@ -104,7 +107,7 @@ def _read(path: Path) -> Any:
     found = find_config(path)
     try:
         return yaml.safe_load(found.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{found}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -57,7 +57,7 @@ def _open(name: str, settings: StreamConfig, store: Store, video: int) -> NDArra
             f"(rows, {settings.channels})"
         )
     first, last = store.extent("rgb", video)
-    if len(array) < int((last - first) * settings.rate):
+    if len(array) < int((last - 1) * settings.rate):
         raise UserError(
             f"{path}: {len(array)} rows for {last - first + 1} RGB frames; {key}.rate={settings.rate:g} rows a frame "
             f"wants {int((last - first + 1) * settings.rate)}"

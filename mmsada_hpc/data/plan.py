@@ -3,7 +3,8 @@
 Spec 2.3 and 4.4: per domain, segments without replacement within an epoch; the first half of a domain's batch are
 corresponding pairs, the second half take the flow of
 their neighbour; then a shuffle. RGB and flow windows, crops and flips are drawn apart. A third stream takes its
-neighbour's neighbour, so that no two streams of a negative correspond.
+neighbour's neighbour, so that no two streams of a negative correspond (in a domain smaller than its share of the batch
+the first and the third may).
 """
 
 from collections.abc import Callable, Mapping, Sequence

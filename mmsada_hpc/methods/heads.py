@@ -29,12 +29,14 @@ def two_layer_head(features: int, hidden: int = 100) -> nn.Sequential:
 
 
 def draw_anew(module: nn.Module, *, seed: int) -> None:
-    """Draw the weights of a head from a seed of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Draw the weights of a head from a seed of its own: on the CPU and in fp32, whatever it is trained in (law 1)."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.random.default_generator.manual_seed(seed)
         for layer in module.modules():
             if isinstance(layer, TruncatedLinear):
-                layer.reset_parameters()
+                fresh = TruncatedLinear(layer.in_features, layer.out_features, std=layer.std)
+                layer.weight.copy_(fresh.weight)
+                layer.bias.copy_(fresh.bias)
 
 
 def linear_of(module: nn.Module) -> Linear:

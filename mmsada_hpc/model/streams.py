@@ -58,4 +58,6 @@ def use_ndhwc_weights(model: nn.Module) -> None:
     """Convolution weights to `channels_last_3d`. After `deepspeed.initialize`, never before it (measured: before, it
     crashes).
     """
-    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):  # a backbone may hold 2-D convolutions, which have no such format
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

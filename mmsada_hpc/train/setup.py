@@ -186,8 +186,8 @@ class Setup:
 
     def _check_streams(self) -> None:
         for name, settings in self.config.data.streams.items():
-            if name in STREAMS:
-                raise UserError(f"data.streams.{name}: {name} is there already; choose another name")
+            if not name.isidentifier() or name in (*STREAMS, "fused", "domain", "label", "keys", "items", "values"):
+                raise UserError(f"data.streams.{name}: not a name a stream can have; choose another word")
             try:
                 build_backbone(
                     StreamSpec(settings.backbone, settings.channels),
