@@ -31,7 +31,7 @@ def two_layer_head(features: int, hidden: int = 100) -> nn.Sequential:
 def draw_anew(module: nn.Module, *, seed: int) -> None:
     """Draw the weights of a head from a seed of its own: on the CPU and in fp32, whatever it is trained in (law 1)."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for layer in module.modules():
             if isinstance(layer, TruncatedLinear):
                 fresh = TruncatedLinear(layer.in_features, layer.out_features, std=layer.std)

@@ -79,12 +79,7 @@ def command(tmp_path: Path) -> list[str]:
 def start(command: list[str], name: str, folder: Path) -> "subprocess.Popen[str]":
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [*command, name, str(folder)]
-    # A shell's background job ignores Ctrl-C and hands that on: these tests are to pass there too.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_two_ranks_reduce_and_the_screen_shows_rank_0_alone(command: list[str], tmp_path: Path) -> None:
