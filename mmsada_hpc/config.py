@@ -276,9 +276,9 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def config_hash(config: Config) -> str:
-    """Twelve hex digits over everything that decides the result, files of weights by their contents; the run folder,
-    the progress settings and the world-dependent batch layout are left out.
+def deciding_values(config: Config) -> dict[str, Any]:
+    """Everything that decides the result; the run folder, the progress settings, paths and the world-dependent batch
+    layout are left out.
     """
     values = config.model_dump(mode="json", exclude={"run": True, "observe": True, "checkpoint": True})
     for key in ("micro_batch", "layout", "device", "memory_format"):
@@ -287,6 +287,12 @@ def config_hash(config: Config) -> str:
         values["data"].pop(key)
     for stream in values["data"]["streams"].values():
         stream.pop("arrays")
+    return values
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits over `deciding_values`, files of weights by what is in them."""
+    values = deciding_values(config)
     for stream, path in config.model.pretrained.files().items():
         values["model"]["pretrained"][stream] = _sha256(path, f"model.pretrained.{stream}")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

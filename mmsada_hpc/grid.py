@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmsada_hpc.config import Config, find_config, load_config
+from mmsada_hpc.config import Config, deciding_values, find_config, load_config
 from mmsada_hpc.config_keys import dotted_keys
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.runs import RESULT_FILE
@@ -49,10 +49,23 @@ class GridRun:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What its result.json holds; None while it is not finished."""
+        """What its result.json holds; None while it is not finished.
+
+        Raises:
+            UserError: the file is damaged, or was written by a run with other settings.
+        """
         path = self.config.run.dir / RESULT_FILE
+        if not path.is_file():
+            return None
+        had = path.with_name("config.yaml")
+        if had.is_file() and deciding_values(load_config(had)) != deciding_values(self.config):
+            raise UserError(
+                f"{path.parent} holds a finished run with other settings (its config.yaml tells which): choose another "
+                f"folder in the grid, or remove that one"
+            )
         try:
-            return json.loads(path.read_text()) if path.is_file() else None
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
         except ValueError:
             raise UserError(f"{path}: damaged; remove it, and the run goes on from its checkpoints") from None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsada_hpc.config import load_config
+from mmsada_hpc.config import dump_config, load_config
 from mmsada_hpc.data.store import Store
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.grid import is_grid, read_grid
@@ -75,6 +75,19 @@ def test_the_time_left_comes_from_finished_runs(grid_file: Path, capsys: pytest.
     assert printed.count("finished in 1:20, target 40.0 %") == 2
     assert "to do: 6 of 8 runs" in printed
     assert "time: 8:00 in all, 4:00 at 2 runs beside each other" in printed
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
+    grid_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = read_grid(grid_file).runs[0]
+    run.config.run.dir.mkdir(parents=True)
+    (run.config.run.dir / "result.json").write_text('{"seconds": 80.0}')
+    (run.config.run.dir / "config.yaml").write_text(dump_config(run.config))
+    command = ["--config", str(grid_file), "--cluster", "local", "--dry-run"]
+    assert main([*command, "observe.tensorboard=true"]) == 0, "that decides no result"
+    assert main([*command, "train.stage1.lr=0.5"]) == 2
+    assert "holds a finished run with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
