@@ -8,6 +8,16 @@ from mmsada_kernels.reference import (
     correspondence,
     discriminate,
     reverse_gradient,
+    wide,
 )
 
-__all__ = ["Classified", "Scored", "adaptation_heads", "classify", "correspondence", "discriminate", "reverse_gradient"]
+__all__ = [
+    "Classified",
+    "Scored",
+    "adaptation_heads",
+    "classify",
+    "correspondence",
+    "discriminate",
+    "reverse_gradient",
+    "wide",
+]

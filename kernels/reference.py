@@ -64,8 +64,13 @@ def _two_layers(x_ND: Tensor, mlp: Mlp) -> Tensor:
     return F.linear(F.relu(F.linear(x_ND, mlp.weight1_HD, mlp.bias1_H)), mlp.weight2_2H, mlp.bias2_2)
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least fp32: what losses are taken in under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _weighted(logits_NK: Tensor, label_N: Tensor, weight_N: Tensor) -> Scored:
-    wide_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
+    wide_NK = wide(logits_NK)
     weight_N = weight_N.to(wide_NK.dtype)
     loss = (weight_N * F.cross_entropy(wide_NK, label_N, reduction="none")).sum()
     hit_N = (wide_NK.detach().argmax(dim=1) == label_N).to(weight_N.dtype)

@@ -115,7 +115,7 @@ class Method(nn.Module, ABC):
         Args:
             features: per stream `(N, D)`, un-dropped.
             batch: its `weights` hold what `weigh` gave for these clips.
-            reversal: `Factors.reversal` as a scalar tensor, so that a captured graph can follow the ramp.
+            reversal: `Factors.reversal` as a scalar tensor.
         """
 
     def probe(self, features: Features, domain: int) -> dict[str, float]:

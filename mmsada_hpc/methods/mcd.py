@@ -17,7 +17,7 @@ from torch import Tensor
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods.base import ClipWeights, Factors, Features, Method, Moment, register, share
 from mmsada_hpc.methods.heads import classifier_head, linear_of
-from mmsada_kernels import Classified, Scored, classify, reverse_gradient
+from mmsada_kernels import Classified, Scored, classify, reverse_gradient, wide
 
 
 @register("mcd")
@@ -59,5 +59,4 @@ class Mcd(Method):
         )
 
     def _probabilities(self, logits_NK: Tensor) -> Tensor:
-        wide_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
-        return wide_NK[:, : self.sizes.num_classes].softmax(dim=1)
+        return wide(logits_NK)[:, : self.sizes.num_classes].softmax(dim=1)

@@ -23,7 +23,7 @@ from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import ClipWeights, Factors, Features, Method, Moment, register, share
 from mmsada_hpc.methods.gather import gather_rows, world_size
-from mmsada_kernels import Scored
+from mmsada_kernels import Scored, wide
 
 # g of exp(-||x - y||^2 / g): 9.7 * 2^a for a = -8, -8 + sqrt 2, ... below 8.
 FIXED_SCALES = tuple(9.7 * 2.0**a for a in np.arange(-8.0, 8.0, np.sqrt(2.0)))
@@ -88,7 +88,7 @@ class Blocks:
 
     def mean_mmd(self, features_ND: Tensor, *, use_median: bool) -> Tensor:
         """This rank's share of the mean over the blocks of the global batch; shares add up over ranks and steps."""
-        wide_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
+        wide_ND = wide(features_ND)
         if not self._here:
             wide_ND = gather_rows(wide_ND)
         parts = []

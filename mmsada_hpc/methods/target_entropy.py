@@ -8,13 +8,12 @@ No head beside the classifier. The weight follows the ramp of stage 2, because a
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.methods.base import ClipWeights, Factors, Features, Method, Moment, register, share
-from mmsada_kernels import Scored
+from mmsada_kernels import Scored, wide
 
 
 @register("target_entropy")
@@ -30,7 +29,6 @@ class TargetEntropy(Method):
 
     def terms(self, features: Features, batch: Batch, reversal: Tensor) -> Mapping[str, Scored]:
         found = self.classify(features, batch)
-        logits_NK = found.logits_NK if found.logits_NK.dtype == torch.float64 else found.logits_NK.float()
-        log_NC = logits_NK[:, : self.sizes.num_classes].log_softmax(dim=1)
+        log_NC = wide(found.logits_NK)[:, : self.sizes.num_classes].log_softmax(dim=1)
         entropy_N = -(log_NC.exp() * log_NC).sum(dim=1)
         return {"ce": found.scored, "entropy": Scored((batch.weights["entropy"].to(entropy_N.dtype) * entropy_N).sum())}
