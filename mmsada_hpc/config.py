@@ -183,7 +183,20 @@ class CheckpointConfig(_Section):
     minutes: float = Field(15.0, ge=0)
     """Also after this many minutes since the last one; 0 = never by time."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; those of `eval.checkpoints` and the best one are kept beside them."""
+    background: bool = True
+    """Write while training goes on: the loop waits only for a copy in memory."""
+    best_by: str | None = None
+    """Also keep the checkpoint that scores best on this set, `source/SPLIT` (a target's labels select nothing)."""
+
+
+class WatchConfig(_Section):
+    start_minutes: float = Field(30.0, gt=0)
+    """Longest wait for the other ranks before the first update of a start is done."""
+    step_seconds: float = Field(600.0, gt=0)
+    """Longest wait after that: a rank that hears nothing new for so long tells why and ends the job."""
+    heartbeat_seconds: float = Field(5.0, gt=0)
+    """Between two signs of life of a rank."""
 
 
 class EvalConfig(_Section):
@@ -221,6 +234,7 @@ class Config(_Section):
     method: MethodConfig = MethodConfig()  # type: ignore[call-arg]
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
+    watch: WatchConfig = WatchConfig()  # type: ignore[call-arg]
     eval: EvalConfig = EvalConfig()  # type: ignore[call-arg]
     observe: ObserveConfig = ObserveConfig()  # type: ignore[call-arg]
 
@@ -280,7 +294,7 @@ def deciding_values(config: Config) -> dict[str, Any]:
     """Everything that decides the result; the run folder, the progress settings, paths and the world-dependent batch
     layout are left out.
     """
-    values = config.model_dump(mode="json", exclude={"run": True, "observe": True, "checkpoint": True})
+    values = config.model_dump(mode="json", exclude={"run", "observe", "checkpoint", "watch"})
     for key in ("micro_batch", "layout", "device", "memory_format"):
         values["train"].pop(key)
     for key in ("store", "device", "threads", "prefetch", "readers"):
@@ -324,6 +338,12 @@ def _check_together(config: Config) -> None:
     if bad:
         raise UserError(
             f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{train.stage2.steps}, train.stage2.steps)"
+        )
+    best_by = config.checkpoint.best_by
+    if best_by is not None and (not best_by.startswith("source/") or best_by not in config.eval.during):
+        raise UserError(
+            f"checkpoint.best_by={best_by}: name one of eval.during that begins with source/ (a target's labels select "
+            f"nothing)"
         )
     for key, names in (("eval.sets", config.eval.sets), ("eval.during", config.eval.during)):
         for name in names:
