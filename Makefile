@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format pins clean
+.PHONY: help install demo test test-slow cluster lint format pins clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,10 +46,16 @@ demo: $(STAMP)  ## render the toy kitchens, train on two ranks, write a report
 	@$(BIN)/mmsada demo
 
 test: lint  ## format, lint, types and the fast tests
+	@tests/cluster/install.sh if-wanted
 	@$(BIN)/pytest -m "not slow"
 
 test-slow: $(STAMP)  ## the tests marked slow
+	@tests/cluster/install.sh if-wanted
 	@$(BIN)/pytest -m slow
+
+cluster: $(STAMP)  ## a real Slurm of two nodes on this machine, to try the launcher on (root; docs/test_cluster.md)
+	@tests/cluster/install.sh
+	@$(BIN)/python -m tests.cluster up
 
 lint: $(STAMP)  ## format, lint, types
 	@$(BIN)/ruff format --check .
