@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from mmsada_hpc.data.store import Store
-from mmsada_hpc.errors import UserError
-from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
 from tests.train.test_law1 import rows, tiny_run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -167,50 +165,3 @@ def test_other_engines_precisions_and_methods_run_and_save(tiny_store: Store, tm
     assert set(state["momentum"]) <= set(state["model"])
     assert len(state["momentum"]) > 100
     assert all(value.dtype == torch.float32 for value in state["model"].values())
-
-
-def state(step: int) -> TrainState:
-    return TrainState(Position(1, step), {"w": torch.full((3,), float(step))}, {"w": torch.zeros(3)})
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    said: list[str] = []
-    checkpoints = Checkpoints(tmp_path, keep=3, config_hash="h", warn=said.append)
-    for step in (1, 2, 3):
-        checkpoints.save(state(step))
-    newest = tmp_path / "checkpoints/stage1-step00000003/state.pt"
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(bytes(data))
-    (tmp_path / "checkpoints/stage1-step00000002/manifest.json").unlink()
-    found = checkpoints.load_newest()
-    assert found is not None
-    assert found.position == Position(1, 1)
-    assert len(said) == 2
-    assert "stage1-step00000003 is damaged" in said[0]
-
-
-def test_only_the_newest_checkpoints_are_kept_and_the_pointer_names_the_last(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2, config_hash="h")
-    for step in (1, 2, 3):
-        checkpoints.save(state(step))
-    assert [p.name for p in checkpoints.saved()] == ["stage1-step00000002", "stage1-step00000003"]
-    assert (tmp_path / "checkpoints/latest").read_text() == "stage1-step00000003"
-
-
-def test_a_half_written_checkpoint_is_never_read_and_is_cleared_away(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2, config_hash="h")
-    checkpoints.save(state(1))
-    half = tmp_path / "checkpoints/.stage1-step00000002.1.tmp"
-    half.mkdir()
-    (half / "state.pt").write_bytes(b"half")
-    found = checkpoints.load_newest()
-    assert found is not None
-    assert found.position.step == 1
-    assert not half.exists()
-
-
-def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(UserError, match="could not be written"):
-        Checkpoints(tmp_path, keep=2, config_hash="h").save(state(1))
