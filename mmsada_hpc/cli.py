@@ -54,16 +54,12 @@ def _train() -> tuple[Callable[[Parser], None], Run]:
         parser.epilog = "Alone, or on N ranks of this machine: mpiexec -n N mmsada train ..."
 
     def run(args: argparse.Namespace) -> int:
-        config = load_config(args.config, args.overrides)
-        from mmsada_hpc.cluster.world import find_world
-        from mmsada_hpc.train.run import train
+        from mmsada_hpc.train.job import run_job
         from mmsada_hpc.train.stop import Stopped
 
         try:
-            train(config)
+            run_job(args.config, args.overrides)
         except Stopped as stopped:
-            if find_world().rank == 0:
-                print(stopped, file=sys.stderr)
             return stopped.exit_code
         return 0
 

@@ -30,10 +30,17 @@ class Beat:
     time: float
     """Unix seconds, by the clock of its host."""
     phase: str
-    """start, step, evaluate, save, or end."""
+    """start, step, agree, evaluate, save; end, failed, lost."""
     stage: int
     step: int
     """Updates done in that stage."""
+    why: str = ""
+    """Of one that failed."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the rank itself said so; one that was killed could not."""
+        return self.phase in ("end", "failed", "lost")
 
 
 class Heart:
@@ -41,7 +48,8 @@ class Heart:
 
     def __init__(self, run_dir: Path, world: World, *, start: str, seconds: float) -> None:
         self._path = beat_path(run_dir, world.rank)
-        self._seconds = seconds
+        self.seconds = seconds
+        """Between two beats."""
         self.now = Beat(world.rank, world.host, os.getpid(), start, 0, time.time(), "start", 0, 0)
         self.moved_at = time.monotonic()
         """When the rank last said something new, for a watchdog."""
@@ -60,9 +68,10 @@ class Heart:
         )
         self.moved_at = time.monotonic()
 
-    def close(self) -> None:
-        """The last beat, with the phase `end`."""
-        self.say("end")
+    def close(self, phase: str, *, why: str = "") -> None:
+        """The last beat: `end`, `failed` with the reason, or `lost` for one that failed because others had."""
+        self.say(phase)
+        self.now = replace(self.now, why=why)
         self._closed.set()
         self._thread.join()
 
@@ -73,7 +82,7 @@ class Heart:
             self._write(self.now)
             if ended:
                 return
-            self._closed.wait(self._seconds)
+            self._closed.wait(self.seconds)
 
     def _write(self, beat: Beat) -> None:
         temporary = self._path.with_suffix(".tmp")
@@ -101,9 +110,9 @@ def read_beats(run_dir: Path) -> list[Beat]:
 
 
 def still_beats(run_dir: Path, *, start: str, seconds: float) -> tuple[list[Beat], list[Beat]]:
-    """Watch the ranks of one start for `seconds`; returns `(alive, silent)`. A rank that has ended is alive."""
+    """Watch the ranks of one start for `seconds`; returns `(alive, silent)`. One that said that it ends is alive."""
     before = {beat.rank: beat for beat in read_beats(run_dir) if beat.start == start}
     time.sleep(seconds)
     after = {beat.rank: beat for beat in read_beats(run_dir) if beat.start == start}
-    alive = [b for rank, b in after.items() if b.phase == "end" or rank not in before or b.count != before[rank].count]
+    alive = [b for rank, b in after.items() if b.has_ended or rank not in before or b.count != before[rank].count]
     return alive, [beat for rank, beat in sorted(after.items()) if beat not in alive]

@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mmsada_hpc.cluster.world import LOOPBACK, World
 from mmsada_hpc.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from mpi4py import MPI
+
+T = TypeVar("T")
 
 _exported: list[str] = []
 
@@ -37,7 +40,8 @@ def join(world: World, *, backend: str = "gloo", timeout: timedelta = timedelta(
     """
     import torch.distributed as dist
 
-    world = agree_on_master(world)
+    _compare_with_mpi(world)
+    world = agree_on_master(_with_topology(world))
     _export(world)
     try:
         dist.init_process_group(backend, timeout=timeout, init_method="env://")
@@ -83,22 +87,50 @@ def agree(world: World, value: str, *, what: str) -> None:
     """
     if world.size == 1:
         return
-    answers = _gather(world, (value, world.host))
+    answers = gather(world, (value, world.host))
     values = [answer[0] for answer in answers]
     if len(set(values)) > 1:
         _finalize_mpi()  # safe here, since every rank takes this way out, and mpiexec then reports no crash
         raise UserError(_who_differs(answers, what))
 
 
-def _gather(world: World, item: tuple[str, str]) -> list[tuple[str, str]]:
+def say_to_all(item: T | None) -> T:
+    """What rank 0 says, on every rank; the others give None. Not inside a signal handler."""
+    import torch.distributed as dist
+
+    said = [item]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said, src=0, device=torch_cpu())
+    assert said[0] is not None
+    return said[0]
+
+
+def set_patience(timeout: timedelta) -> None:
+    """How long every later collective waits for the other ranks: long until the first update, short after it (D28)."""
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d._set_pg_timeout(timeout, distributed_c10d._get_default_group())
+
+
+def torch_cpu() -> "torch.device":
+    """Objects travel by gloo, also beside NCCL."""
+    import torch
+
+    return torch.device("cpu")
+
+
+def gather(world: World, item: T) -> list[T]:
+    """Every rank's item, by rank, on every rank; by MPI where mpiexec started us, else by the process group."""
+    if world.size == 1:
+        return [item]
     if world.launcher == "mpiexec":
         return _mpi(world).allgather(item)
     import torch.distributed as dist
 
-    assert dist.is_initialized(), "agree() comes after join()"
-    answers: list[tuple[str, str]] = [("", "")] * world.size
+    assert dist.is_initialized(), "gather() comes after join()"
+    answers: list[T | None] = [None] * world.size
     dist.all_gather_object(answers, item)
-    return answers
+    return [answer for answer in answers if answer is not None]
 
 
 def _who_differs(answers: Sequence[tuple[str, str]], what: str) -> str:
@@ -159,14 +191,39 @@ def _mpi(world: World) -> "MPI.Intracomm":
 
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_SERIALIZED)
-    comm = MPI.COMM_WORLD
-    if (comm.Get_rank(), comm.Get_size()) != (world.rank, world.size):
+    _compare_with_mpi(world)
+    return MPI.COMM_WORLD
+
+
+def _compare_with_mpi(world: World) -> None:
+    """MPI, where anybody has started it, sees the same world; never imports it."""
+    if "mpi4py.MPI" not in sys.modules:
+        return
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized() or MPI.Is_finalized():
+        return
+    rank, size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    if (rank, size) != (world.rank, world.size):
         library = MPI.Get_library_version().splitlines()[0].strip()
         raise UserError(
-            f"mpiexec says rank {world.rank} of {world.size}, mpi4py sees rank {comm.Get_rank()} of {comm.Get_size()}:"
-            f" mpiexec and mpi4py belong to different MPIs (mpi4py uses {library})"
+            f"{world.launcher} says rank {world.rank} of {world.size}, mpi4py sees rank {rank} of {size}: mpi4py's MPI "
+            f"({library}) was not started by {world.launcher}; use the mpiexec of that MPI, or srun with a --mpi that "
+            f"it understands"
         )
-    return comm
+
+
+def _with_topology(world: World) -> World:
+    """Under mpiexec, which rank on its host this is as MPI itself sees it: launchers may leave that out."""
+    if world.launcher != "mpiexec" or world.size == 1:
+        return world
+    from mpi4py import MPI
+
+    shared = _mpi(world).Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return replace(world, local_rank=shared.Get_rank(), local_size=shared.Get_size())
+    finally:
+        shared.Free()
 
 
 def _finalize_mpi() -> None:

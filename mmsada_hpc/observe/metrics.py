@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -133,25 +134,41 @@ class MetricsLog:
         if self._file is None:
             return
         whole = plain({**row, "time": row.get("time", round(time.time(), 3))})
-        self._file.write(json.dumps(whole) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(whole) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._give_up()
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); free space, then resume the run"
+            ) from error
         if self._tensorboard_dir is not None:
             self._write_board(whole)
 
-    def truncate_after(self, global_step: int) -> None:
+    def truncate_after(self, global_step: int, *, evaluations_too: bool = False) -> list[dict[str, Any]]:
         """Removes the train and eval rows of later steps, so that the steps run again after a kill replace them.
 
         The file is rewritten whole or not at all. Rows of other kinds stay. -1 removes every train and eval row.
+
+        Args:
+            evaluations_too: also those of `global_step` itself, which are about to be made again.
+
+        Returns:
+            What was removed: work that was lost.
         """
         if self._file is None:
-            return
+            return []
         self._first_step = global_step + 1
         self._file.close()
-        rows = _read_rows(self.path)
-        kept = [row for row in rows if row.get("kind") not in STEPPED_KINDS or row.get("global_step", 0) <= global_step]
-        if len(kept) != len(rows):
+        kept, lost = list[dict[str, Any]](), list[dict[str, Any]]()
+        for row in _read_rows(self.path):
+            last = global_step - (evaluations_too and row.get("kind") == "eval")
+            is_later = row.get("kind") in STEPPED_KINDS and row.get("global_step", 0) > last
+            (lost if is_later else kept).append(row)
+        if lost:
             _write_atomically(self.path, kept)
         self._file = self.path.open("a", encoding="utf-8")
+        return lost
 
     def _write_board(self, row: Mapping[str, Any]) -> None:
         assert self._tensorboard_dir is not None
@@ -163,6 +180,13 @@ class MetricsLog:
             if is_number and key not in {"stage", "step", "global_step", "time"}:
                 self._board.add_scalar(f"{prefix}/{key}", float(value), int(row.get("global_step", 0)))
         self._board.flush()
+
+    def _give_up(self) -> None:
+        """A text that could not be written would be tried again at the close, and fail again."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = None
 
     def close(self) -> None:
         """Closes both outputs; may be called again."""

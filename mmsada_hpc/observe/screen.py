@@ -23,8 +23,9 @@ class Screen:
     noted in run.log and the screen is silent from then on.
     """
 
-    def __init__(self, out: TextIO, *, visible: bool = True) -> None:
+    def __init__(self, out: TextIO, *, visible: bool = True, errors: TextIO | None = None) -> None:
         self.out = out
+        self._errors = errors
         self.visible = visible
         self.is_tty = visible and out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._live = ""
@@ -32,6 +33,13 @@ class Screen:
     def print(self, text: str = "") -> None:
         """Prints whole lines, above the live line if there is one."""
         self._write(f"{_CLEAR_LINE}{text}\n{self._live}" if self._live else f"{text}\n")
+
+    def alarm(self, text: str) -> None:
+        """For what must be seen from any rank: to the log, and to what was standard error before."""
+        print(text, file=sys.stderr, flush=True)
+        if self._errors is not None:
+            with contextlib.suppress(OSError):  # the log has it
+                print(text, file=self._errors, flush=True)
 
     def set_live(self, line: str) -> None:
         """Shows `line` in place at the bottom of a terminal, "" takes it away. Does nothing without a terminal."""
@@ -44,6 +52,13 @@ class Screen:
         if self._live:
             self._live = ""
             self._write("\n")
+
+    def close(self) -> None:
+        """Close both outputs."""
+        for out in (self.out, self._errors):
+            with contextlib.suppress(OSError):  # a broken pipe shows again at close
+                if out is not None:
+                    out.close()
 
     @property
     def columns(self) -> int:
@@ -86,8 +101,8 @@ def _flush(*streams: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def _redirected(log_descriptor: int) -> Iterator[int]:
-    """Points descriptors 1 and 2 and Python's two streams at the log; yields a copy of the former descriptor 1."""
+def _redirected(log_descriptor: int) -> Iterator[tuple[int, int]]:
+    """Points descriptors 1 and 2 and Python's two streams at the log; yields copies of the former descriptors."""
     streams = (sys.stdout, sys.stderr)
     _flush(*streams)
     saved = (os.dup(1), os.dup(2))
@@ -95,7 +110,7 @@ def _redirected(log_descriptor: int) -> Iterator[int]:
     os.dup2(log_descriptor, 2)
     sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
     try:
-        yield saved[0]
+        yield saved
     finally:
         _flush(sys.stdout, sys.stderr, *streams)
         sys.stdout, sys.stderr = streams
@@ -104,16 +119,12 @@ def _redirected(log_descriptor: int) -> Iterator[int]:
             os.close(copy)
 
 
-def _open_screen(former_stdout: int, rank: int) -> Screen:
+def _open_screen(former: tuple[int, int], rank: int) -> Screen:
+    errors = _text_stream(former[1])
     if rank != 0:
-        return Screen(open(os.devnull, "w", encoding="utf-8"), visible=False)
-    source = _active[0].out.fileno() if _active else former_stdout
-    return Screen(open(os.dup(source), "w", encoding="utf-8", errors="replace"))
-
-
-def _close(out: TextIO) -> None:
-    with contextlib.suppress(OSError):  # a broken pipe shows again at close
-        out.close()
+        return Screen(open(os.devnull, "w", encoding="utf-8"), visible=False, errors=errors)
+    source = _active[0].out.fileno() if _active else former[0]
+    return Screen(open(os.dup(source), "w", encoding="utf-8", errors="replace"), errors=errors)
 
 
 @contextlib.contextmanager
@@ -134,9 +145,9 @@ def quiet_screen(run_dir: str | Path, rank: int) -> Iterator[Screen]:
         raise UserError(
             f"{path}: cannot write the log of the run ({error.strerror}); choose another run.dir"
         ) from error
-    with _redirected(log_descriptor) as former_stdout:
+    with _redirected(log_descriptor) as former:
         os.close(log_descriptor)
-        screen = _open_screen(former_stdout, rank)
+        screen = _open_screen(former, rank)
         _active.append(screen)
         try:
             yield screen
@@ -146,4 +157,4 @@ def quiet_screen(run_dir: str | Path, rank: int) -> Iterator[Screen]:
         finally:
             screen.keep_live()
             _active.remove(screen)
-            _close(screen.out)
+            screen.close()

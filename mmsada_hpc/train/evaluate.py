@@ -3,7 +3,7 @@
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,12 @@ class SetScores:
         }
 
 
-def score_set(setup: Setup, engine: Engine, name: str, screen: Screen) -> SetScores:
-    """Score a set such as `target/test`. Every rank takes every world-size-th segment; call it on every rank."""
+def score_set(setup: Setup, engine: Engine, name: str, screen: Screen, *, check: Callable[[], None]) -> SetScores:
+    """Score a set such as `target/test`. Every rank takes every world-size-th segment; call it on every rank.
+
+    Args:
+        check: called before each batch, on every rank equally often; may raise to leave.
+    """
     begin = time.perf_counter()
     side, _, split = name.partition("/")
     rows = setup.rows(getattr(setup.config.data, side), split, key=f"data.{side}")
@@ -75,7 +79,7 @@ def score_set(setup: Setup, engine: Engine, name: str, screen: Screen) -> SetSco
     plan = _test_plan(setup, mine, most=most, domain=int(side == "target"))
     schedule = TestSchedule(plan, setup.config.eval.batch)
     with Progress(screen, len(schedule), f"evaluate {name}", unit="batch", keep=False) as progress:
-        outputs = _score(setup, engine, schedule, progress, segments=len(mine))
+        outputs = _score(setup, engine, schedule, progress, segments=len(mine), check=check)
     gathered: list[dict[str, Floats]] = [{}] * setup.world.size
     dist.all_gather_object(gathered, outputs)
     order = np.argsort(
@@ -117,12 +121,19 @@ def _test_plan(setup: Setup, mine: NDArray[np.int64], *, most: int, domain: int)
 
 
 def _score(
-    setup: Setup, engine: Engine, schedule: TestSchedule, progress: Progress, *, segments: int
+    setup: Setup,
+    engine: Engine,
+    schedule: TestSchedule,
+    progress: Progress,
+    *,
+    segments: int,
+    check: Callable[[], None],
 ) -> dict[str, Floats]:
     """Mean outputs over the windows of each of the first `segments` segments."""
     loader = setup.test_loader(schedule)
     parts: dict[str, list[Floats]] = {}
     for done in range(len(schedule)):
+        check()
         logits, features = engine.evaluate(loader.next())
         for stream, value in logits.items():
             parts.setdefault(f"probability/{stream}", []).append(torch.softmax(value.double(), dim=1).cpu().numpy())

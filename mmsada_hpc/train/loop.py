@@ -2,9 +2,8 @@
 step boundary.
 """
 
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmsada_hpc.cluster.join import say_to_all
 from mmsada_hpc.config import StageConfig
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import Factors, moment, stage_of
 from mmsada_hpc.model.batch_norm import BatchNormState
-from mmsada_hpc.observe.metrics import MetricsLog
+from mmsada_hpc.observe.goodput import Ledger
+from mmsada_hpc.observe.metrics import MetricsLog, read_metrics
 from mmsada_hpc.observe.progress import Progress
 from mmsada_hpc.observe.screen import Screen
-from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
+from mmsada_hpc.train.checkpoint import Checkpoints, Position, Score, TrainState
 from mmsada_hpc.train.engine import Engine, make_engine
 from mmsada_hpc.train.evaluate import SetScores, score_set
 from mmsada_hpc.train.module import part_seed
+from mmsada_hpc.train.own_time import OwnTime
 from mmsada_hpc.train.setup import Setup
-from mmsada_hpc.train.stop import StopFlag, Stopped
+from mmsada_hpc.train.stop import Interrupted, StopFlag, Stopped, agreed_signal
+from mmsada_hpc.train.watch import Watch
 
 
 @dataclass
@@ -41,10 +44,19 @@ class TrainLoop:
     """Trains one run; built once per start."""
 
     def __init__(
-        self, setup: Setup, *, screen: Screen, metrics: MetricsLog, checkpoints: Checkpoints, stop: StopFlag
+        self,
+        setup: Setup,
+        *,
+        screen: Screen,
+        metrics: MetricsLog,
+        ledger: Ledger,
+        checkpoints: Checkpoints,
+        stop: StopFlag,
+        watch: Watch,
     ) -> None:
         self.setup, self.config = setup, setup.config
-        self.screen, self.metrics, self.checkpoints, self.stop = screen, metrics, checkpoints, stop
+        self.screen, self.metrics, self.ledger, self.checkpoints = screen, metrics, ledger, checkpoints
+        self.stop, self.watch = stop, watch
         self.is_main = setup.world.rank == 0
         self.saved_at = time.monotonic()
         self.timed_clips, self.timed_s = 0, 0.0
@@ -52,12 +64,16 @@ class TrainLoop:
     def run(self, state: TrainState) -> Trained:
         """From `state` to the end of stage 2."""
         engine: Engine | None = None
+        is_resumed = bool(state.model)
         for stage in range(state.position.stage, 3):
             steps = stage_of(self.config.train, stage).steps
             if engine is not None:
                 state = TrainState(Position(stage, 0), engine.model_state(), {})
                 engine.close()
             engine = self.start_stage(stage, state)
+            if is_resumed:
+                self._evaluate_what_is_missing(engine, state.position, steps)
+                is_resumed = False
             if state.position.step < steps:
                 self._run_stage(engine, stage, start=state.position.step, steps=steps)
             state = TrainState(Position(stage, steps), {}, {})
@@ -79,26 +95,35 @@ class TrainLoop:
     def _run_stage(self, engine: Engine, stage: int, *, start: int, steps: int) -> None:
         loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_sizes)
         norms = BatchNormState(engine.module, decay=self.config.model.batch_norm.decay)
+        own = OwnTime(engine.module, self.setup.device)
         label = f"stage {stage}/2"
         with Progress(self.screen, steps, label, start=start, log_seconds=self.config.observe.log_seconds) as progress:
             for step in range(start, steps):
-                row, stop, save = self._update(engine, loader, norms, stage, step)
+                self.watch.heart.say("step", stage=stage, step=step)
+                row, told = self._update(engine, loader, norms, own, stage, step)
                 done = Position(stage, step + 1)
-                if self.is_main:
-                    self.metrics.write(row)
                 progress.update(step + 1, row)
-                if self._evaluates_after(done, steps):
-                    self._evaluate(engine, done, progress)
-                if stop or save or self._saves_after(done, steps):
-                    self._save(engine, done)
-                if stop:
-                    raise Stopped(f"step {step + 1} of stage {stage}", self.stop.received or signal.SIGTERM)
+                reason, best = agreed_signal(told[:-1]), None
+                if reason is None and self._evaluates_after(done, steps):
+                    try:
+                        best = self._evaluate(engine, done, self._sets_of(done), progress.message)
+                    except Interrupted as interrupted:
+                        reason = interrupted.number  # a resume evaluates before it goes on
+                if reason or best or told[-1] or self._saves_after(done, steps):
+                    self._save(engine, done, best=best)
+                if reason:
+                    self.checkpoints.close()
+                    raise Stopped(f"after step {done.step} of stage {stage}", reason)
+        own.close()
 
     def _update(
-        self, engine: Engine, loader: Loader, norms: BatchNormState, stage: int, step: int
-    ) -> tuple[dict[str, Any], bool, bool]:
-        """One update of all ranks; returns its row of metrics.jsonl, and whether to stop and to save after it."""
+        self, engine: Engine, loader: Loader, norms: BatchNormState, own: OwnTime, stage: int, step: int
+    ) -> tuple[dict[str, Any], list[float]]:
+        """One update of all ranks; returns its row of metrics.jsonl, and how many ranks want to stop (by signal) and
+        to save.
+        """
         begin, loader.wait_s = time.perf_counter(), 0.0
+        own.begin()
         factors = engine.module.method.factors(moment(self.config.train, stage, step))
         figures = [
             engine.forward_backward(loader.next(), factors, last=micro == self.setup.layout.accumulation - 1).figures
@@ -106,13 +131,15 @@ class TrainLoop:
         ]
         names = list(figures[0])
         local = torch.stack([torch.stack([part[name].detach() for part in figures]).sum() for name in names])
-        values, flags = self._agree(engine, norms, local)
+        self.watch.heart.say("agree")
+        values, own_s, told = self._agree(engine, norms, local, own.seconds())
         norm = engine.gradient_norm()
         shared = dict(zip(names, values.tolist(), strict=True))
         self._check_finite(shared, norm, stage, step)
         lr = learning_rate(stage_of(self.config.train, stage), step)
         engine.update(lr)
         seconds = time.perf_counter() - begin
+        self.watch.first_update_done()
         self.timed_clips += self.config.train.global_batch
         self.timed_s += seconds
         row = {
@@ -125,24 +152,33 @@ class TrainLoop:
             "step_s": seconds,
             "data_wait_s": loader.wait_s,
         }
-        return row, flags[0] > 0, flags[1] > 0
+        if self.is_main:
+            self.checkpoints.poll()
+            self.metrics.write(row)
+            self.ledger.step(row, own_s)
+        return row, told
 
-    def _agree(self, engine: Engine, norms: BatchNormState, local: Tensor) -> tuple[Tensor, list[float]]:
-        """The one small all-reduce of a step: batch-norm sums, logged figures, stop flag and save flag. Moves the
-        running statistics.
+    def _agree(
+        self, engine: Engine, norms: BatchNormState, local: Tensor, own_s: float
+    ) -> tuple[Tensor, list[float], list[float]]:
+        """The one small all-reduce of a step: batch-norm sums, logged figures, every rank's own seconds, and how many
+        want to stop and to save. Moves the running statistics.
         """
         sums = norms.take_sums()
         period = 60 * self.config.checkpoint.minutes
         due = self.is_main and period > 0 and time.monotonic() - self.saved_at > period
-        flags = torch.tensor([float(self.stop.received is not None), float(due)], dtype=sums.dtype, device=sums.device)
-        packed = torch.cat([sums, local.to(sums), flags])
+        flags = sums.new_tensor([*self.stop.flags(), float(due)])
+        own = sums.new_zeros(self.setup.world.size)
+        own[self.setup.world.rank] = own_s
+        parts = [sums, local.to(sums), own, flags]
+        packed = torch.cat(parts)
         dist.all_reduce(packed)
-        sums, values, flags = packed.split([len(sums), len(local), len(flags)])
+        sums, values, own, flags = packed.split([len(part) for part in parts])
         if bool(torch.isfinite(sums).all()):  # else the guard below ends the run, with these statistics as they were
             norms.update(sums, self.setup.layout.groups)
         else:
             values = torch.full_like(values, torch.nan)
-        return values, flags.tolist()
+        return values, own.tolist(), flags.tolist()
 
     def _check_finite(self, figures: Mapping[str, float], norm: Tensor | None, stage: int, step: int) -> None:
         bad = [name for name, value in figures.items() if not abs(value) < float("inf")]
@@ -175,15 +211,58 @@ class TrainLoop:
     def _is_named(self, done: Position) -> bool:
         return done.stage == 2 and done.step in self.config.eval.checkpoints
 
-    def _evaluate(self, engine: Engine, done: Position, progress: Progress) -> None:
-        sets = self.config.eval.sets if self._is_named(done) else self.config.eval.during
-        found = {name: self.score(engine, name, done) for name in sets}
-        parts = [f"{name} {summary['top1']:.1f} %" for name, summary in found.items()]
-        progress.message(f"stage {done.stage} step {done.step}: top-1 {', '.join(parts)}")
+    def _sets_of(self, done: Position) -> tuple[str, ...]:
+        return self.config.eval.sets if self._is_named(done) else self.config.eval.during
 
-    def score(self, engine: Engine, name: str, done: Position) -> dict[str, object]:
+    def _evaluate(
+        self, engine: Engine, done: Position, sets: Sequence[str], say: Callable[[str], None]
+    ) -> Score | None:
+        """Score some sets on the way; returns the score where it is the best so far by `checkpoint.best_by`."""
+        with self.ledger.spend("evaluate"):
+            found = {name: self.score(engine, name, done) for name in sets}
+        parts = [f"{name} {summary['top1']:.1f} %" for name, summary in found.items()]
+        say(f"stage {done.stage} step {done.step}: top-1 {', '.join(parts)}")
+        name = self.config.checkpoint.best_by
+        if name is None or name not in found:
+            return None
+        score = Score(name, float(found[name]["top1"]))
+        return score if say_to_all(self.checkpoints.is_best(score) if self.is_main else None) else None
+
+    def _evaluate_what_is_missing(self, engine: Engine, position: Position, steps: int) -> None:
+        """A run may have been stopped between an update and the evaluation that follows it."""
+        if not position.step or not self._evaluates_after(position, steps):
+            return
+        missing = None
+        if self.is_main:
+            place = self._position_row("eval", position)
+            rows = [row for row in read_metrics(self.config.run.dir) if place.items() <= row.items()]
+            missing = [name for name in self._sets_of(position) if name not in [row["set"] for row in rows]]
+        missing = say_to_all(missing)
+        if not missing:
+            return
+        try:
+            best = self._evaluate(engine, position, missing, self.screen.print)
+            if best is not None:
+                self._save(engine, position, best=best)
+        except Interrupted as interrupted:
+            raise Stopped("in an evaluation", interrupted.number) from None
+
+    def leave_if_told(self) -> None:
+        """Between two batches of an evaluation: all ranks stop, or none.
+
+        Raises:
+            Interrupted: a rank was told to stop.
+        """
+        self.watch.heart.say("evaluate")
+        flags = torch.tensor(self.stop.flags())
+        dist.all_reduce(flags)
+        reason = agreed_signal(flags.tolist())
+        if reason is not None:
+            raise Interrupted(reason)
+
+    def score(self, engine: Engine, name: str, done: Position) -> dict[str, Any]:
         """Evaluate one set and log it."""
-        scores: SetScores = score_set(self.setup, engine, name, self.screen)
+        scores: SetScores = score_set(self.setup, engine, name, self.screen, check=self.leave_if_told)
         summary = scores.summary(len(self.setup.store.manifest.classes))
         if len(scores.rows) > 1:
             summary |= scores.probe(engine, domain=int(name.startswith("target")))
@@ -199,13 +278,15 @@ class TrainLoop:
     def _saves_after(self, done: Position, steps: int) -> bool:
         every = self.config.checkpoint.every
         is_end = done.stage == 2 and done.step == steps
-        return is_end or (bool(every) and done.step % every == 0)
+        return is_end or self._is_named(done) or (bool(every) and done.step % every == 0)
 
-    def _save(self, engine: Engine, done: Position) -> None:
-        state = TrainState(done, engine.model_state(), engine.momentum())
-        if self.is_main:
-            self.checkpoints.save(state)
-        dist.barrier()
+    def _save(self, engine: Engine, done: Position, *, best: Score | None) -> None:
+        self.watch.heart.say("save", step=done.step)
+        with self.ledger.spend("checkpoint"):
+            state = TrainState(done, engine.model_state(), engine.momentum())
+            if self.is_main:
+                self.checkpoints.save(state, keep_as_best=best)
+            dist.barrier()
         self.saved_at = time.monotonic()
 
 

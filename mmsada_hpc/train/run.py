@@ -1,16 +1,21 @@
 """One start of one run on one rank: come together, train, score, write the result."""
 
+import contextlib
 import json
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
+from mmsada_hpc.cluster.claim import claim, holds_claim
+from mmsada_hpc.cluster.code import code_hash
 from mmsada_hpc.cluster.host import affinity_warning, keep_freed_memory, set_threads
-from mmsada_hpc.cluster.join import agree, join, leave
+from mmsada_hpc.cluster.job_record import CANCELLED_FILE
+from mmsada_hpc.cluster.join import agree, gather, join, leave, say_to_all
+from mmsada_hpc.cluster.requeue import slurm_job_id, slurm_start_id
 from mmsada_hpc.cluster.world import World, find_world
 from mmsada_hpc.config import Config, config_hash, dump_config
 from mmsada_hpc.data.manifest import MANIFEST
@@ -18,6 +23,7 @@ from mmsada_hpc.data.store import Store, sha256_file
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.model.pretrained import open_pretrained
+from mmsada_hpc.observe.goodput import Ledger, read_goodput
 from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain, read_metrics
 from mmsada_hpc.observe.record import write_json, write_record
 from mmsada_hpc.observe.screen import Screen, quiet_screen
@@ -27,26 +33,34 @@ from mmsada_hpc.train.engine import gradient_dtype
 from mmsada_hpc.train.evaluate import score_set
 from mmsada_hpc.train.loop import Trained, TrainLoop
 from mmsada_hpc.train.setup import Setup
-from mmsada_hpc.train.stop import StopFlag
+from mmsada_hpc.train.stop import Interrupted, StopFlag, Stopped
+from mmsada_hpc.train.watch import Watch, watching
 
 RESULT = "result.json"
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, *, stop: StopFlag | None = None) -> dict[str, Any]:
     """Train, or go on with, the run in `config.run.dir`; returns what result.json holds.
+
+    Args:
+        stop: a flag that listens already; None = listen for the time of this call.
 
     Raises:
         UserError: a wrong setting or input.
         Stopped: told to stop; saved.
+        LostRankError: another rank is gone.
     """
+    if stop is None:
+        with StopFlag().listening() as own:
+            return train(config, stop=own)
+    _refuse_cancelled(config)
     world = find_world()
     device = Setup(config, _open_store(config), world).checked().device
-    with quiet_screen(config.run.dir, world.rank) as screen, StopFlag().listening() as stop:
+    with quiet_screen(config.run.dir, world.rank) as screen:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        world = join(
-            world, backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
-        )
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        world = join(world, backend=backend, timeout=timedelta(minutes=config.watch.start_minutes))
         result = train_in_world(config, world, screen, stop)
         leave()
         return result
@@ -54,51 +68,129 @@ def train(config: Config) -> dict[str, Any]:
 
 def train_in_world(config: Config, world: World, screen: Screen, stop: StopFlag) -> dict[str, Any]:
     """`train` where the ranks have come together already."""
-    begin = time.monotonic()
     setup = Setup(config, _open_store(config), world).checked()
     keep_freed_memory()
     threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
     agree(world, config_hash(config), what="the config")
     agree(world, sha256_file(setup.store.path / MANIFEST), what="the store (store.json)")
-    _announce(screen, setup, threads)
-    return _train(setup, screen, stop, begin)
+    agree(world, code_hash(), what="the code of mmsada_hpc and mmsada_kernels")
+    start = claim(config.run.dir, world, start=slurm_start_id())
+    with watching(config, world, screen, start=start) as watch:
+        _announce(screen, setup, threads)
+        return _train(setup, screen, stop, watch)
 
 
-def _train(setup: Setup, screen: Screen, stop: StopFlag, begin: float) -> dict[str, Any]:
-    config, is_main = setup.config, setup.world.rank == 0
+def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[str, Any]:
+    config, is_main, start = setup.config, setup.world.rank == 0, watch.heart.now.start
     checkpoints = Checkpoints(
-        config.run.dir, keep=config.checkpoint.keep, config_hash=config_hash(config), warn=screen.print
+        config.run.dir,
+        keep=config.checkpoint.keep,
+        named=config.eval.checkpoints,
+        config_hash=config_hash(config),
+        warn=screen.print,
+        background=config.checkpoint.background,
+        owner=holds_claim(config.run.dir, start),
     )
     finished = _finished_result(config)
-    state = checkpoints.load_newest() or TrainState(Position(), {}, {})
-    if finished is not None and state.position == Position(2, config.train.stage2.steps):
+    state = _load(setup, checkpoints)
+    if finished is not None and state.position == _end(config):
         screen.print(f"{config.run.dir} is finished already; `mmsada report {config.run.dir}` shows it")
         return finished
-    before = config.train.stage1.steps if state.position.stage == 2 else 0
     if state.model:
         screen.print(f"going on from step {state.position.step} of stage {state.position.stage}")
+    hosts = gather(setup.world, setup.world.host)
     if is_main:
         write_atomically(config.run.dir / "config.yaml", dump_config(config).encode())
-        write_record(
+        _write_start(setup, start)
+    with (
+        contextlib.closing(checkpoints),
+        MetricsLog(config.run.dir, tensorboard=config.observe.tensorboard, enabled=is_main) as metrics,
+        Ledger(
             config.run.dir,
-            extra={"device": str(setup.device), "world_size": setup.world.size, "batch": setup.layout.describe()},
+            start=start,
+            world_size=setup.world.size,
+            hosts=hosts,
+            enabled=is_main,
+            begun=psutil.Process().create_time(),
+        ) as ledger,
+    ):
+        ledger.lost(_drop_later_rows(metrics, config, state))
+        loop = TrainLoop(
+            setup, screen=screen, metrics=metrics, ledger=ledger, checkpoints=checkpoints, stop=stop, watch=watch
         )
-    with MetricsLog(config.run.dir, tensorboard=config.observe.tensorboard, enabled=is_main) as metrics:
-        metrics.truncate_after(before + state.position.step if state.model else -1)
-        loop = TrainLoop(setup, screen=screen, metrics=metrics, checkpoints=checkpoints, stop=stop)
-        if config.observe.features and not state.model:
-            _store_features(setup, loop, state, "before")
-        trained = loop.run(state)
-        done = Position(2, config.train.stage2.steps)
-        evaluations = {name: loop.score(trained.engine, name, done) for name in config.eval.sets}
-        if config.observe.features:
-            _store_features(setup, loop, None, "after", trained)
-        result = _result(setup, trained, evaluations, seconds=time.monotonic() - begin)
-        trained.engine.close()
+        try:
+            result = _train_and_score(setup, loop, state)
+        except Stopped:
+            ledger.close("stopped")
+            raise
+        ledger.close("finished")
+    result["seconds"] = say_to_all(_seconds_in_all(config.run.dir) if is_main else None)
     if is_main:
         write_json(config.run.dir / RESULT, plain(result))
     screen.print("\n" + result_table(result))
     return result
+
+
+def _train_and_score(setup: Setup, loop: TrainLoop, state: TrainState) -> dict[str, Any]:
+    config = setup.config
+    try:
+        if config.observe.features and not state.model:
+            _store_features(setup, loop, state, "before")
+        trained = loop.run(state)
+        with loop.ledger.spend("evaluate"):
+            evaluations = {name: loop.score(trained.engine, name, _end(config)) for name in config.eval.sets}
+            if config.observe.features:
+                _store_features(setup, loop, None, "after", trained)
+    except Interrupted as interrupted:
+        loop.checkpoints.close()
+        raise Stopped("in an evaluation", interrupted.number) from None
+    trained.engine.close()
+    return _result(setup, trained, evaluations)
+
+
+def _load(setup: Setup, checkpoints: Checkpoints) -> TrainState:
+    """The newest whole checkpoint, chosen by rank 0 for all; the start of the run where there is none."""
+    path = checkpoints.newest_whole() if setup.world.rank == 0 else None
+    name = say_to_all(("" if path is None else path.name) if setup.world.rank == 0 else None)
+    return checkpoints.load(checkpoints.folder / name) if name else TrainState(Position(), {}, {})
+
+
+def _end(config: Config) -> Position:
+    return Position(2, config.train.stage2.steps)
+
+
+def _drop_later_rows(metrics: MetricsLog, config: Config, state: TrainState) -> list[dict[str, Any]]:
+    """Take the rows out of the log that are about to be made again; returns them."""
+    if not state.model:
+        return metrics.truncate_after(-1)
+    before = config.train.stage1.steps if state.position.stage == 2 else 0
+    return metrics.truncate_after(before + state.position.step, evaluations_too=state.position == _end(config))
+
+
+def _write_start(setup: Setup, start: str) -> None:
+    extra = {
+        "start": start,
+        "device": str(setup.device),
+        "world_size": setup.world.size,
+        "batch": setup.layout.describe(),
+        "code": code_hash(),
+    }
+    write_record(setup.config.run.dir, extra=extra)
+
+
+def _refuse_cancelled(config: Config) -> None:
+    """A job that was queued before a person cancelled the run must not begin it again."""
+    job = slurm_job_id()
+    if job is not None and (config.run.dir / CANCELLED_FILE).exists():
+        raise UserError(
+            f"{config.run.dir} was cancelled, so job {job} does nothing; `submit.py resume {config.run.dir}` goes on"
+        )
+
+
+def _seconds_in_all(run_dir: Path) -> float:
+    """Of every start, without the waiting between them."""
+    spent = read_goodput(run_dir)
+    return 0.0 if spent is None else round(spent.total_s - spent.restart_s, 1)
 
 
 def _open_store(config: Config) -> Store:
@@ -137,7 +229,8 @@ def _store_features(
     if not setup.config.data.target:
         return
     engine = trained.engine if trained else loop.start_stage(1, state or TrainState(Position(), {}, {}))
-    parts = [score_set(setup, engine, f"{side}/test", loop.screen) for side in ("source", "target")]
+    sides = ("source", "target")
+    parts = [score_set(setup, engine, f"{side}/test", loop.screen, check=loop.leave_if_told) for side in sides]
     if trained is None:
         engine.close()
     if setup.world.rank == 0:
@@ -152,9 +245,7 @@ def _store_features(
         np.savez_compressed(folder / f"{name}.npz", **arrays)
 
 
-def _result(
-    setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any]], *, seconds: float
-) -> dict[str, Any]:
+def _result(setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config, world = setup.config, setup.world
     result: dict[str, Any] = {
         "method": config.method.name,
@@ -166,7 +257,6 @@ def _result(
         "classes": list(setup.store.manifest.classes),
         "chance": round(100 / len(setup.store.manifest.classes), 4),
         "steps": config.train.stage1.steps + config.train.stage2.steps,
-        "seconds": round(seconds, 1),
         "clips_per_s": round(trained.clips_per_s, 2),
         "world_size": world.size,
         "evaluations": evaluations,

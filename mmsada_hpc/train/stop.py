@@ -1,39 +1,71 @@
 """Whoever is told to stop, stops together (law 6): a signal sets a flag, the flag is added up over ranks at the step
-boundary, all save.
+boundary, all save. This file needs no torch, so that a job can listen from its first moment on.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+# The first that any rank has seen is what all take for the reason: USR2 is the launcher's warning before a time limit,
+# SIGTERM Slurm's before a preemption (or a person's scancel), SIGINT a person's.
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopFlag:
-    """Which signal this rank has seen, if any. Nothing but the flag is touched inside the handler."""
+    """Which signals this rank has seen. Nothing but the counts is touched inside the handler."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.counts = dict.fromkeys(SIGNALS, 0)
+        self.former: dict[signal.Signals, Any] = {}
+        """The handlers that were there before, such as submitit's for USR2."""
 
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.counts[signal.Signals(number)] += 1
 
     @contextmanager
     def listening(self) -> Iterator["StopFlag"]:
-        """Catch the signals for the time of a training; the former handlers come back."""
-        before = {number: signal.signal(number, self._set) for number in _SIGNALS}
+        """Catch the signals; the former handlers come back at the end."""
+        self.former = {number: signal.signal(number, self._count) for number in SIGNALS}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in self.former.items():
                 signal.signal(number, handler)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether any signal has come."""
+        return any(self.counts.values())
+
+    def flags(self) -> list[float]:
+        """1 for each of `SIGNALS` that this rank has seen, to be added up over ranks."""
+        return [float(self.counts[number] > 0) for number in SIGNALS]
+
+    def former_handler(self, number: signal.Signals) -> Callable[[int, FrameType | None], Any] | None:
+        """The function that handled a signal before; None where it was the system's default."""
+        handler = self.former.get(number)
+        return handler if callable(handler) else None
+
+
+def agreed_signal(totals: Sequence[float]) -> signal.Signals | None:
+    """The reason to stop, from the sum of all ranks' `flags`; None = go on."""
+    return next((number for number, total in zip(SIGNALS, totals, strict=True) if total > 0), None)
+
+
+class Interrupted(Exception):
+    """All ranks have agreed to stop, at the same place; nothing has been saved yet."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
 
 
 class Stopped(Exception):
     """The run was told to stop and has saved."""
 
-    def __init__(self, where: str, number: int) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} after {where}; saved: the same command goes on from there")
+    def __init__(self, where: str, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name} {where}; saved: the same command goes on from there")
+        self.number = number
         self.exit_code = 128 + number

@@ -42,7 +42,7 @@ def save_when_told():
     from mmsada_hpc.train.stop import StopFlag
     with StopFlag().listening() as stop:
         print("waiting", os.getpid(), flush=True)
-        while stop.received is None:
+        while not stop.is_told:
             time.sleep(0.02)
     print("saved", flush=True)
 

@@ -32,7 +32,7 @@ class Job:
 
 def run_ranks(world: int, jobs: list[Job], *, timeout: int = 240) -> None:
     """Run jobs one after another on `world` ranks of this machine, one thread each."""
-    port = _free_port()
+    port = free_port()
     processes = [_start(rank, world, jobs, port) for rank in range(world)]
     outputs = []
     try:
@@ -61,7 +61,7 @@ def _start(rank: int, world: int, jobs: list[Job], port: int) -> "subprocess.Pop
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

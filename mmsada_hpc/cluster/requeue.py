@@ -1,0 +1,102 @@
+"""After a stop inside a Slurm job: does this job ask to be run again, and how (law 6, D29-D34)."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmsada_hpc.cluster.job_record import CANCELLED_FILE
+from mmsada_hpc.cluster.squeue import RUNNING, SlurmSilentError, job_states, slurm
+
+NEVER = "MMSADA_REQUEUE"
+"""Set to 0 in the environment of a job that must not be run again, such as a link of a chain."""
+_TRIES, _BETWEEN_S = 3, 1.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to requeue, and why, as a person reads it."""
+
+    requeue: bool
+    why: str
+
+
+def slurm_job_id(environ: Mapping[str, str] | None = None) -> str | None:
+    """The job this process is in as Slurm writes it, `123` or `123_4` in an array; None outside."""
+    env = os.environ if environ is None else environ
+    if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
+def slurm_start_id(environ: Mapping[str, str] | None = None) -> str:
+    """One word for this start of this job, another one after each requeue: `123.0`, `123.1`; `local` outside Slurm."""
+    env = os.environ if environ is None else environ
+    job = slurm_job_id(env)
+    return "local" if job is None else f"{job}.{env.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def decide(run_dir: Path, *, by_person: bool, environ: Mapping[str, str] | None = None) -> Decision:
+    """Whether a job that was told to stop, and has saved, should run again.
+
+    A job in the state RUNNING is preempted, or near its time limit. A person's `scancel` has moved it on from there
+    (COMPLETING), and a requeue would bring it back to life.
+
+    Args:
+        by_person: it was Ctrl-C.
+    """
+    env = os.environ if environ is None else environ
+    job = slurm_job_id(env)
+    if job is None or by_person:
+        return Decision(False, "the same command goes on from there")
+    if (run_dir / CANCELLED_FILE).exists():
+        return Decision(False, f"not requeued: the run was cancelled; `submit.py resume {run_dir}` goes on")
+    if env.get(NEVER) == "0":
+        return Decision(False, f"not requeued, as {NEVER}=0: the next job of the run goes on")
+    try:
+        state = _state(job)
+    except SlurmSilentError as error:
+        return Decision(False, f"not requeued, as Slurm does not say whether job {job} was cancelled ({error})")
+    if state != RUNNING:
+        return Decision(
+            False, f"not requeued: job {job} is {state}, so it was cancelled; `submit.py resume {run_dir}` goes on"
+        )
+    return Decision(True, f"job {job} goes back to the queue, and on from there")
+
+
+def requeue(handler: Callable[[], object] | None) -> None:
+    """Ask for the job to be run again.
+
+    Args:
+        handler: submitit's, which counts time limits and keeps its pickle; None = plain `scontrol requeue`.
+
+    Raises:
+        SlurmSilentError: Slurm refused.
+        Exception: submitit's own, when the job has reached its time limit too often.
+    """
+    if handler is None:
+        slurm("scontrol", "requeue", str(slurm_job_id()))
+        return
+    try:
+        handler()
+    except SystemExit:  # submitit's way to end; this rank waits with the others, as an exit could end the job first
+        return
+
+
+def wait_to_be_ended(is_told: Callable[[], bool], *, patience_s: float) -> None:
+    """After a requeue every rank waits for Slurm to end it: a rank that exits 0 could make the job count as done."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and not is_told():
+        time.sleep(0.1)
+
+
+def _state(job: str) -> str:
+    for attempt in range(_TRIES):
+        try:
+            return job_states([job])[job]
+        except SlurmSilentError:
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(_BETWEEN_S)
+    raise AssertionError("the last try returns or raises")
