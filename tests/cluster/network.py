@@ -1,12 +1,15 @@
 """A bridge in the root namespace, and for every host a network namespace with `eth0` on that bridge."""
 
 import contextlib
+import functools
 import json
+import os
 from pathlib import Path
 
 from tests.cluster.names import Names
 from tests.cluster.processes import ClusterError, end_processes, run
 
+NAMESPACES = Path("/run/netns")
 CONTROLLER, FIRST_NODE = 2, 11
 """Last byte of addresses; the root namespace, where clients run, is 1."""
 
@@ -51,8 +54,7 @@ def make_host(names: Names, host: str, subnet: str) -> None:
 
 def namespaces(names: Names) -> list[str]:
     """Network namespaces of this cluster, by name."""
-    folder = Path("/run/netns")
-    return sorted(path.name for path in folder.glob(f"{names.prefix}*")) if folder.is_dir() else []
+    return sorted(path.name for path in NAMESPACES.glob(f"{names.prefix}*")) if NAMESPACES.is_dir() else []
 
 
 def links(names: Names) -> list[str]:
@@ -60,6 +62,11 @@ def links(names: Names) -> list[str]:
     return [
         link["ifname"] for link in json.loads(run(["ip", "-j", "link"])) if link["ifname"].startswith(names.link_prefix)
     ]
+
+
+def _is_whole(host: str) -> bool:
+    """Whether the name stands for a namespace; a crash can leave a bare file."""
+    return os.stat(NAMESPACES / host).st_dev != os.stat(NAMESPACES).st_dev
 
 
 def pids(host: str) -> list[int]:
@@ -70,8 +77,8 @@ def pids(host: str) -> list[int]:
 def remove(names: Names) -> None:
     """End every process of the cluster's namespaces, then remove those and the links; fine when there are none."""
     for host in namespaces(names):
-        with contextlib.suppress(ClusterError):  # a name whose namespace was never mounted: made half, by a crash
-            end_processes(lambda host=host: pids(host), what=host)  # type: ignore[misc]
+        if _is_whole(host):
+            end_processes(functools.partial(pids, host), what=host)
     for link in links(names):
         with contextlib.suppress(ClusterError):  # the kernel removes a link whose other end has gone
             run(["ip", "link", "delete", link])

@@ -1,6 +1,7 @@
 """Real runs through launch/submit.py on the test cluster, and what tests ask of them."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mmsada_hpc.cluster.job_record import read_jobs
 from tests.cluster.cluster import Cluster
@@ -90,6 +92,32 @@ class Run:
     def wait_step(self, step: int, *, timeout: float = 120) -> None:
         until(lambda: self.step >= step, timeout=timeout, what=f"step {step} of {self.dir}\n{self.said()[-3000:]}")
 
+    def wait_start(self, number: int, *, timeout: float = 120) -> None:
+        """Until the run has been started `number` times, and made an update since."""
+        until(lambda: len(self.starts) >= number, timeout=timeout, what=f"start {number}\n{self.said()[-3000:]}")
+        begun_at = self.first_steps()[-1] if number > 1 else 0
+        self.wait_step(begun_at + 1, timeout=timeout)
+
+    def first_steps(self) -> list[int]:
+        """After which update each start went on, by what it said; 0 for the first."""
+        said = re.findall(r"going on from step (\d+) of stage (\d)", self.said())
+        before = {1: 0, 2: self.stage1_steps}
+        return [0, *(int(step) + before[int(stage)] for step, stage in said)]
+
+    @property
+    def stage1_steps(self) -> int:
+        return int(yaml.safe_load((self.dir / "config.yaml").read_text())["train"]["stage1"]["steps"])
+
+    @property
+    def was_requeued(self) -> bool:
+        """Whether Slurm has started its last job more than once."""
+        return not self.starts[-1]["start"].partition("-")[0].endswith(".0")
+
+    def go_on(self) -> None:
+        """`resume`, unless Slurm has queued the job again by itself."""
+        if self.cluster.state(self.job_id) not in ("PENDING", "RUNNING", "COMPLETING"):
+            launcher(self.cluster, "resume", self.dir)
+
     def wait_result(self, *, timeout: float = 180) -> dict[str, Any]:
         """Until the run is finished and its job gone."""
         until(lambda: self.result is not None, timeout=timeout, what=f"the end of {self.dir}\n{self.said()[-3000:]}")
@@ -144,3 +172,11 @@ def assert_same_run(ours: Run, theirs: Run) -> None:
         assert ours.rows(kind) == theirs.rows(kind), kind
     assert ours.result is not None and theirs.result is not None
     assert ours.result["evaluations"] == theirs.result["evaluations"]
+
+
+def preempt(cluster: Cluster, folder: Path) -> str:
+    """A short job of the higher partition that wants all of both nodes; returns its id."""
+    script = folder / "high.sh"
+    script.write_text("#!/bin/bash\nsleep 1\n")
+    words = ["--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--time=2"]
+    return cluster.sbatch(*words, script)

@@ -12,7 +12,7 @@ import pytest
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE
 from mmsada_hpc.data.store import Store
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import WATCH, Run, assert_same_run, launcher, profile, submit
+from tests.cluster.runs import WATCH, Run, assert_same_run, launcher, preempt, profile, submit
 from tests.train.test_law1 import tiny_run
 
 STEPS = ("train.micro_batch=2", "train.stage1.steps=60", "train.stage2.steps=60")
@@ -47,14 +47,6 @@ def undisturbed(queue: Queue) -> Run:
     run = queue.run("undisturbed")
     run.wait_result()
     return run
-
-
-def preempt(cluster: Cluster, folder: Path) -> str:
-    """A short job of the higher partition that wants all of both nodes; returns its id."""
-    script = folder / "high.sh"
-    script.write_text("#!/bin/bash\nsleep 1\n")
-    words = ["--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--time=2", script]
-    return cluster.sbatch(*words)
 
 
 def test_a_run_preempted_by_usr2_and_by_a_higher_partition_ends_as_if_it_had_not_been(
