@@ -112,6 +112,7 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[s
             hosts=hosts,
             enabled=is_main,
             begun=psutil.Process().create_time(),
+            flush_seconds=3 * config.watch.heartbeat_seconds,
         ) as ledger,
     ):
         ledger.lost(_drop_later_rows(metrics, config, state))

@@ -7,15 +7,18 @@ line. In a process of its own, as it forks.
 import json
 import os
 import random
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmsada_hpc.errors import UserError
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, Score, TrainState
 
 SMALL, LARGE = 1000, 2_000_000
@@ -110,6 +113,8 @@ def what_is_left(run_dir: Path) -> dict[str, object]:
         best = reading.best()
         row |= {"step": found.position.step, "values": values, "start": found.model["start"].item()}
         row |= {"best": best and [best.path.name, best.score.value], "saved": [path.name for path in reading.saved()]}
+        row["latest"] = (folder / "latest").read_text()
+        row["broken"] = [path.name for path in reading.saved() if not is_whole(reading, path)]
     row["hidden"] = [path.name for path in folder.iterdir() if path.name.startswith(".")]
     reading.save(state(10**6, start=3))
     reading.close()
@@ -117,8 +122,38 @@ def what_is_left(run_dir: Path) -> dict[str, object]:
     return row
 
 
+def is_whole(reading: Checkpoints, path: Path) -> bool:
+    try:
+        return reading.load(path).position.step > 0
+    except UserError:
+        return False
+
+
+def order_of(run_dir: Path) -> list[str]:
+    """Syncs and renames of one save in the foreground, as they come."""
+    seen: list[str] = []
+    real_fsync = os.fsync
+
+    def tell(what: str, path: str) -> None:
+        place = Path(re.sub(r"\.stage2-[^/]*", "TEMPORARY", path))
+        parts = place.parts[place.parts.index("checkpoints") :]
+        seen.append(f"{what} {'/'.join(parts[1:] if 'TEMPORARY' in parts else parts)}")
+
+    def fsync(fd: Any) -> None:
+        tell("fsync", os.readlink(f"/proc/self/fd/{fd}"))
+        real_fsync(fd)
+
+    sys.addaudithook(lambda event, arguments: tell("rename", str(arguments[1])) if event == "os.rename" else None)
+    os.fsync = fsync
+    Checkpoints(run_dir, keep=1, config_hash="h", background=False).save(state(1, start=1))
+    return seen
+
+
 def main(folder: Path, scenario: str) -> None:
     number = 0
+    if scenario == "order":
+        print(json.dumps({"order": order_of(folder)}))
+        return
     if scenario == "any time":
         pick = random.Random(7)
         for number in range(8):

@@ -97,19 +97,26 @@ def test_a_save_holds_the_caller_for_the_copy_and_for_the_write_before_it(tmp_pa
     assert names(checkpoints) == ["stage1-step00000001", "stage1-step00000002"]
 
 
-def test_the_copy_is_released_after_the_write(tmp_path: Path) -> None:
-    def copies() -> int:
+def test_one_copy_is_in_memory_at_a_time_and_released_after_the_write(tmp_path: Path) -> None:
+    def tensors() -> int:
         gc.collect()
         return sum(type(thing) is torch.Tensor and thing.shape == (12_347,) for thing in gc.get_objects())
 
-    held = threading.Event()
-    checkpoints = Checkpoints(tmp_path, keep=1, config_hash="h", owner=until(held))
+    seen: list[int] = []
+
+    def owner() -> None:
+        go_on.wait(10)
+        seen.append(tensors())
+
+    go_on = threading.Event()
+    checkpoints = Checkpoints(tmp_path, keep=1, config_hash="h", owner=owner)
     training = TrainState(Position(1, 1), {"w": torch.zeros(12_347)}, {"w": torch.zeros(12_347)})
     checkpoints.save(training)
-    assert copies() == 4
-    held.set()
+    threading.Timer(0.3, go_on.set).start()
+    checkpoints.save(training)
     checkpoints.wait()
-    assert copies() == 2
+    assert seen == [4, 4]
+    assert tensors() == 2
 
 
 def test_nothing_is_put_in_place_by_a_start_that_lost_the_run(tmp_path: Path) -> None:
@@ -145,8 +152,9 @@ def test_a_file_that_does_not_fit_is_told_and_what_was_there_is_left(tmp_path: P
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
     try:
-        with pytest.raises(UserError, match="stage1-step00000002: the checkpoint could not be written .File too large"):
+        with pytest.raises(UserError, match="stage1-step00000002: the checkpoint could not be written") as told:
             save_and_wait(checkpoints, large)
+        assert "(File too large); free space or" in str(told.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "stage1-step00000001"]
@@ -252,10 +260,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, what: str
 def test_one_that_was_found_damaged_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
     save(Checkpoints(tmp_path, keep=3, config_hash="h"), 10, 20, 30)
     flip_a_bit(tmp_path / "checkpoints/stage1-step00000030")
-    checkpoints = Checkpoints(tmp_path, keep=1, config_hash="h", warn=lambda _: None)
+    checkpoints = Checkpoints(tmp_path, keep=2, config_hash="h", warn=lambda _: None)
     checkpoints.newest_whole()
     save(checkpoints, 21)
-    assert names(checkpoints) == ["stage1-step00000021"], "the newest whole one, not the damaged one after it"
+    assert names(checkpoints) == ["stage1-step00000020", "stage1-step00000021"], "the damaged one is gone"
 
 
 def test_a_best_one_that_is_damaged_is_none(tmp_path: Path) -> None:
@@ -342,7 +350,8 @@ def test_a_process_killed_at_any_file_operation_of_a_save_leaves_a_whole_checkpo
         best = "stage2-step00000002" if before else "stage2-step00000004"
         assert row["best"][0] == best, row
         assert {"stage2-step00000001", best} <= set(row["saved"]), "the named and the best"
-        assert row["hidden"] == [], "remains are cleared away"
+        assert row["hidden"] == [] and row["broken"] == [], "remains are cleared away"
+        assert row["latest"] in row["saved"], row
         assert row["then"] == ["stage2-step00000001", best, "stage2-step01000000"], (
             "and the next save drops what is old"
         )
@@ -359,7 +368,7 @@ def test_a_process_killed_while_it_saves_a_step_again_leaves_the_old_or_the_new_
     for number, row in enumerate([*killed, whole]):
         assert row["step"] == 3 and row["values"] == [3.0], row
         assert row["start"] == (1 if number <= renamed else 2), row
-        assert row["hidden"] == [], row
+        assert row["hidden"] == [] and row["broken"] == [] and row["latest"] in row["saved"], row
 
 
 def test_a_process_killed_at_any_time_loses_only_the_one_being_written(tmp_path: Path) -> None:
@@ -370,3 +379,18 @@ def test_a_process_killed_at_any_time_loses_only_the_one_being_written(tmp_path:
         under_way = [int(name.split("step")[1].split(".")[0]) for name in row["remains"] if "dropped" not in name]
         assert under_way in ([], [(row["step"] or 0) + 1]), row
     assert any(row["remains"] for row in rows)
+
+
+def test_all_is_on_the_disk_before_it_is_renamed_and_the_pointer_comes_last(tmp_path: Path) -> None:
+    order = crash(tmp_path, "order")[0]["order"]
+    assert order == [
+        "fsync TEMPORARY/state.pt",
+        "fsync TEMPORARY/manifest.json.tmp",
+        "rename TEMPORARY/manifest.json",
+        "fsync TEMPORARY",
+        "rename checkpoints/stage2-step00000001",
+        "fsync checkpoints",
+        "fsync checkpoints/latest.tmp",
+        "rename checkpoints/latest",
+        "fsync checkpoints",
+    ]

@@ -14,6 +14,7 @@ import pytest
 
 from mmsada_hpc.cluster.heartbeat import Beat, read_beats
 from mmsada_hpc.data.store import Store
+from mmsada_hpc.observe.goodput import read_goodput
 from tests.train.ranks import free_port
 from tests.train.test_law1 import rows, tiny_run
 
@@ -90,7 +91,7 @@ def test_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(ranks: Ranks, 
 
 def test_a_rank_that_is_slow_is_waited_for_and_known_by_its_score(ranks: Ranks, tmp_path: Path) -> None:
     pid = ranks.processes[1].pid
-    for _ in range(12):  # for most of the time it is not there
+    for _ in range(16):  # for most of the time it is not there
         os.kill(pid, signal.SIGSTOP)
         time.sleep(0.3)
         os.kill(pid, signal.SIGCONT)
@@ -98,6 +99,14 @@ def test_a_rank_that_is_slow_is_waited_for_and_known_by_its_score(ranks: Ranks, 
     assert [p.poll() for p in ranks.processes] == [None, None]
     before = max(row["step"] for row in rows(tmp_path / "run"))
     ranks.wait_for(lambda: max(row["step"] for row in rows(tmp_path / "run")) > before)
+    for process in ranks.processes:
+        process.send_signal(signal.SIGTERM)
+    for rank in (0, 1):
+        ranks.end_of(rank, within=30)
+    account = read_goodput(tmp_path / "run")
+    assert account is not None
+    assert [s.rank for s in account.stragglers] == [0, 1]
+    assert account.stragglers[1].score > 1.2 * account.stragglers[0].score
 
 
 def test_heartbeats_say_where_each_rank_is(ranks: Ranks, tmp_path: Path) -> None:
