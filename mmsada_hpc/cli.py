@@ -72,6 +72,12 @@ def _submit() -> tuple[Callable[[Parser], None], Run]:
     return submit.add_arguments, submit.run
 
 
+def _resume() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc import submit_resume
+
+    return submit_resume.add_arguments, submit_resume.run
+
+
 def _prepare() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc.data import prepare
 
@@ -120,6 +126,12 @@ def _weights() -> tuple[Callable[[Parser], None], Run]:
     return convert.add_arguments, convert.run
 
 
+def _doctor() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.doctor import command
+
+    return command.add_arguments, command.run
+
+
 def _demo() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc import demo
 
@@ -136,8 +148,10 @@ COMMANDS = {
     "config": Command("print the resolved config", _config),
     "train": Command("train and evaluate the run of a config", _train),
     "submit": Command("queue a run on a cluster, or start it on several ranks here", _submit),
+    "resume": Command("go on with a run that was stopped, cancelled or failed, also on other nodes", _resume),
     "table": Command("methods by shift, the losses' ablation, single streams: mean and spread over seeds", _table),
     "bench": Command("what things cost, beside the plain alternative", _bench),
+    "doctor": Command("is this host, or every node, fit to train: each line ok, warn or fail with what to do", _doctor),
     "report": Command("one HTML page about one or more runs", _report),
 }
 

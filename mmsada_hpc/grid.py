@@ -13,6 +13,7 @@ axes:
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmsada_hpc.config import Config, deciding_values, find_config, load_config
+from mmsada_hpc.config import Config, find_config, load_config
 from mmsada_hpc.config_keys import dotted_keys
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.runs import RESULT_FILE
+from mmsada_hpc.run_folder import CONFIG_FILE, differences
 
 Changes = Mapping[str, Any]
 
@@ -57,8 +59,8 @@ class GridRun:
         path = self.config.run.dir / RESULT_FILE
         if not path.is_file():
             return None
-        had = path.with_name("config.yaml")
-        if had.is_file() and deciding_values(load_config(had)) != deciding_values(self.config):
+        had = path.with_name(CONFIG_FILE)
+        if had.is_file() and differences(load_config(had), self.config):
             raise UserError(
                 f"{path.parent} holds a finished run with other settings (its config.yaml tells which): choose another "
                 f"folder in the grid, or remove that one"
@@ -131,7 +133,11 @@ def _entries(path: Path, axis: str, entries: Mapping[str, Changes] | Sequence[An
         return list(entries.items())
     if axis not in dotted_keys(Config):
         raise UserError(f"{path}: axes.{axis}: a list gives values of a config key, and {axis} is none")
-    return [(str(value), {axis: value}) for value in entries]
+    named: list[tuple[str, Changes]] = [(str(value), {axis: value}) for value in entries]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: axes.{axis}: {twice[0]} is there twice; two runs would have one folder")
+    return named
 
 
 def _run(path: Path, file: _GridFile, overrides: Sequence[str], combination: Sequence[tuple[str, Changes]]) -> GridRun:

@@ -3,16 +3,20 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mmsada_hpc.cluster.beside import Command, Ended, run_beside
 from mmsada_hpc.cluster.profile import Profile
+from mmsada_hpc.cluster.queue import only_submitter
+from mmsada_hpc.cluster.slurm import need_slurm
+from mmsada_hpc.config import Config
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.grid import Grid, GridRun
 from mmsada_hpc.observe.wording import duration
+from mmsada_hpc.submit_queue import Order, obstacles, queue_array
 
-Submit = Callable[[GridRun], str]
+T = TypeVar("T")
 
 
 def describe_grid(grid: Grid, profile: Profile, *, parallel: int) -> str:
@@ -44,8 +48,11 @@ def cost(grid: Grid, profile: Profile, *, parallel: int) -> list[str]:
     ]
 
 
-def run_grid_here(grid: Grid, profile: Profile, *, parallel: int) -> int:
+def run_grid_here(grid: Grid, profile: Profile, *, parallel: int, flags: Sequence[str]) -> int:
     """Run what is not finished on this host; returns the exit status.
+
+    Args:
+        flags: `--cluster` and what goes over it, as each run's own command gets them.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the runs have saved, and the same command goes on.
@@ -66,7 +73,11 @@ def run_grid_here(grid: Grid, profile: Profile, *, parallel: int) -> int:
         _say(f"{what}  {ended.name}  {duration(ended.seconds)}; {done} of {len(left)} done, eta {eta}")
 
     ended = run_beside(
-        [_command(grid, run, profile) for run in left], parallel=parallel, on_start=on_start, on_end=on_end
+        [_command(grid, run, flags) for run in left],
+        parallel=parallel,
+        ranks=profile.tasks_per_node,
+        on_start=on_start,
+        on_end=on_end,
     )
     failed = [one.name for one in ended if one.code]
     _say(f"{len(ended) - len(failed)} runs in {duration(time.monotonic() - begin)}; `mmsada table {grid.folder}`")
@@ -75,17 +86,35 @@ def run_grid_here(grid: Grid, profile: Profile, *, parallel: int) -> int:
     return 1 if failed else 0
 
 
-def queue_grid(grid: Grid, submit: Submit) -> int:
-    """Queue what is not finished, a job a run."""
-    for run in grid.runs:
-        if run.result is None:
-            _say(f"{run.name}: {submit(run)}")
+def queue_grid(grid: Grid, configs: Sequence[Config], order: Order) -> int:
+    """Queue what is not finished, queued or cancelled already, as one array: a task a run.
+
+    Args:
+        configs: of the grid's runs, resolved.
+    """
+    need_slurm()
+    with only_submitter(config.run.dir for config in configs):
+        left = []
+        for run, config, obstacle in zip(grid.runs, configs, obstacles(configs), strict=True):
+            if obstacle is None:
+                left.append((run, config))
+            elif not obstacle.is_finished:  # which the table above says
+                _say(f"left out: {obstacle.why}")
+        if not left:
+            _say("nothing to queue")
+            return 0
+        name, folder = f"mmsada-{grid.path.stem}", grid.folder.absolute()
+        queued = queue_array([config for _, config in left], order, name=name, folder=folder)
+    for (run, _), task in zip(left, queued, strict=True):
+        _say(f"job {task.job_id}  {run.name}")
+    _say(
+        f"queued {len(queued)} runs, {order.profile.world_size} ranks each; `submit.py status {grid.folder}` shows them"
+    )
     return 0
 
 
-def _command(grid: Grid, run: GridRun, profile: Profile) -> Command:
-    ranks = ["--cluster", "local", "--tasks-per-node", str(profile.tasks_per_node), "--time", str(profile.minutes)]
-    words = [sys.executable, "-m", "mmsada_hpc.cli", "submit", "--config", str(grid.base), *ranks, *run.overrides]
+def _command(grid: Grid, run: GridRun, flags: Sequence[str]) -> Command:
+    words = [sys.executable, "-m", "mmsada_hpc.cli", "submit", "--config", str(grid.base), *flags, *run.overrides]
     return Command(run.name, words, run.config.run.dir / "launch.log")
 
 
@@ -105,14 +134,16 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def refuse_unfit(grid: Grid, check: Callable[[GridRun], object]) -> None:
-    """Check every run before any is begun.
+def refuse_unfit(grid: Grid, check: Callable[[GridRun], T]) -> list[T]:
+    """Check every run before any is begun; returns what the checks gave.
 
     Raises:
         UserError: names the first run that cannot be launched.
     """
+    found = []
     for run in grid.runs:
         try:
-            check(run)
+            found.append(check(run))
         except UserError as error:
             raise UserError(f"{grid.path}: {run.name}: {error}") from None
+    return found

@@ -1,4 +1,4 @@
-"""Several commands on this host, a few beside each other, each with its share of the cores; told to stop, all stop."""
+"""Several commands on this host, a few beside each other, each with a share of cores and GPUs; told to stop, all do."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from mmsada_hpc.cluster.host import cores
-from mmsada_hpc.cluster.local import terminate_is_interrupt
+from mmsada_hpc.cluster.local import terminate_is_interrupt, visible_gpus
 
 _POLL_S = 0.2
 # A command saves before it ends; past this it is ended.
@@ -38,17 +38,26 @@ class Ended:
 @dataclass
 class _Running:
     command: Command
+    slot: int
     process: "subprocess.Popen[bytes]"
     log: IO[bytes]
     begin: float = field(default_factory=time.monotonic)
 
 
 def run_beside(
-    commands: Sequence[Command], *, parallel: int, on_start: Callable[[Command], None], on_end: Callable[[Ended], None]
+    commands: Sequence[Command],
+    *,
+    parallel: int,
+    ranks: int = 1,
+    on_start: Callable[[Command], None],
+    on_end: Callable[[Ended], None],
 ) -> list[Ended]:
-    """Run every command, `parallel` at a time, each on its share of the cores.
+    """Run every command, `parallel` at a time, each on its share of the cores and the GPUs.
 
     A command that fails does not stop the others.
+
+    Args:
+        ranks: processes that each command starts, which share what it has.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the commands were told to stop and have ended.
@@ -59,7 +68,8 @@ def run_beside(
             while waiting or running:
                 while waiting and len(running) < parallel:
                     on_start(waiting[0])
-                    running.append(_start(waiting.pop(0), parallel))
+                    slot = min(set(range(parallel)) - {one.slot for one in running})
+                    running.append(_start(waiting.pop(0), slot, share_of(slot, parallel=parallel, ranks=ranks)))
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
                     ended.append(_ended(one))
@@ -70,7 +80,24 @@ def run_beside(
     return ended
 
 
-def _start(command: Command, parallel: int) -> _Running:
+def share_of(slot: int, *, parallel: int, ranks: int, gpus: Sequence[int] | None = None) -> dict[str, str]:
+    """What the command in one of `parallel` slots has set: threads of each rank, and the GPUs in sight.
+
+    With fewer GPUs than slots they are shared in turn.
+
+    Args:
+        gpus: of this host; None = those in sight.
+    """
+    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // (parallel * ranks)))}
+    found = list(visible_gpus() if gpus is None else gpus)
+    if not found:
+        return share
+    each = len(found) // parallel
+    mine = found[slot * each : (slot + 1) * each] if each else [found[slot % len(found)]]
+    return share | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))}
+
+
+def _start(command: Command, slot: int, share: Mapping[str, str]) -> _Running:
     command.log.parent.mkdir(parents=True, exist_ok=True)
     log = command.log.open("wb")
     # A session of its own: Ctrl-C reaches this process alone, which then tells the commands.
@@ -79,15 +106,10 @@ def _start(command: Command, parallel: int) -> _Running:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=_environment(parallel),
+        env={**os.environ, **share},
         start_new_session=True,
     )
-    return _Running(command, process, log)
-
-
-def _environment(parallel: int) -> Mapping[str, str]:
-    share = str(max(1, cores() // parallel))
-    return {"OMP_NUM_THREADS": share, **os.environ}
+    return _Running(command, slot, process, log)
 
 
 def _ended(one: _Running) -> Ended:

@@ -44,16 +44,24 @@ class Profile(BaseModel):
     """Quality of service."""
     constraint: str | None = None
     """Node features, for instance `h100`."""
+    dependency: str | None = None
+    """Which jobs must come first, as `sbatch --dependency` takes it: `afterok:123`."""
+    requeue: bool = True
+    """Whether a job that is preempted, or near its time limit, goes back to the queue by itself."""
     exclusive: bool = False
     """Whether to take whole hosts."""
     wckey: str | None = None
     """Slurm's workload key; many clusters refuse any."""
     interface: str | None = None
     """Network interface between the hosts, for gloo and NCCL."""
+    modules: tuple[str, ...] = ()
+    """Environment modules, loaded in this order before `setup`."""
     setup: tuple[str, ...] = ()
-    """Shell lines before srun: `module load ...`, `export ...`."""
+    """Shell lines before srun, such as `export ...`."""
+    container: tuple[str, ...] = ()
+    """Arguments of srun that start every rank in a container: `--container-image=...`, `--container-mounts=...`."""
     srun_args: tuple[str, ...] = ()
-    """More arguments for srun, for instance a container's."""
+    """More arguments for srun."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """More `#SBATCH --key=value` lines."""
     python: str | None = None
@@ -76,9 +84,18 @@ def load_profile(name: str, flags: Mapping[str, Any] | None = None) -> Profile:
         UserError: no such profile, or a key or value that is not one.
     """
     path = _find(name)
-    values = _read(path) | {key: value for key, value in (flags or {}).items() if value is not None}
+    return build_profile(_read(path), flags, path=path)
+
+
+def build_profile(values: Mapping[str, Any], flags: Mapping[str, Any] | None = None, *, path: Path) -> Profile:
+    """Check a profile that was read from `path`, flags over it.
+
+    Raises:
+        UserError: a key or value that is not one.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
     try:
-        profile = Profile.model_validate(values)
+        profile = Profile.model_validate({**values, **given})
     except ValidationError as error:
         raise UserError("; ".join(_explain(path, dict(e)) for e in error.errors())) from None
     _check_together(profile, path)
@@ -94,6 +111,14 @@ def parse_minutes(text: str) -> int:
         raise UserError(f"--time {text}: write minutes, HH:MM:SS or D-HH:MM:SS")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def parse_gb(text: str) -> float:
+    """Memory as Slurm writes it, `512000M`, `500G`, `2T`, or a bare number of GB -> GB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT]?)B?", text.upper())
+    if match is None:
+        raise UserError(f"--mem {text}: write gigabytes, or a number with M, G or T")
+    return float(match[1]) * {"M": 1 / 1024, "T": 1024.0}.get(match[2], 1.0)
 
 
 def _find(name: str) -> Path:
@@ -129,10 +154,12 @@ def _check_together(profile: Profile, path: Path) -> None:
         raise UserError(f"--nodes {profile.nodes}: {path.stem} starts its processes on this host; several need Slurm")
     if profile.executor == "debug" and profile.world_size > 1:
         raise UserError(f"{path.stem} runs one rank in this process, not {profile.world_size}: use --cluster local")
-    if profile.executor != "slurm" and profile.setup:
-        raise UserError(f"{path}: setup: shell lines are for Slurm; run them before this command instead")
+    for key in ("setup", "modules", "container"):
+        if profile.executor != "slurm" and getattr(profile, key):
+            raise UserError(f"{path}: {key}: shell lines are for Slurm; run them before this command instead")
     # submitit takes a signal in the last ten minutes for a time-out, so that such a job is never merely preempted.
-    if profile.executor == "slurm" and profile.minutes <= 12 and profile.max_num_timeout is None:
+    counts_wrongly = profile.executor == "slurm" and profile.requeue and profile.minutes <= 12
+    if counts_wrongly and profile.max_num_timeout is None:
         raise UserError(
             f"--time {profile.minutes}: in a job of 12 minutes or less every preemption counts as a time-out and the"
             " fourth ends it: ask for more time, or set max_num_timeout in the profile"

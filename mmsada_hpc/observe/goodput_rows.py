@@ -1,7 +1,7 @@
 """RUN/goodput.jsonl: what each start of a run has spent its time on so far, appended as whole lines.
 
-A row is cumulative over its start, so the last row of a start is all there is to know about it. Starts are told apart by
-their name and begin: outside Slurm they all have the same name.
+A row is cumulative over its start, so the last row of a start is all there is to know about it. Starts are told apart
+by their name and begin: outside Slurm they all have the same name.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _parsed(line: bytes) -> StartRow | None:
         values = {key: value for key, value in json.loads(line).items() if key in names}
         lists = {key: tuple(values[key]) for key in ("own_s", "recent_s", "hosts") if key in values}
         row = StartRow(**{**values, **lists})
+        numbers = [row.begun, row.seen, row.spent_s, row.lost_s, row.steps + row.lost_steps, *row.own_s, *row.recent_s]
     except (ValueError, TypeError, AttributeError):
         return None
-    numbers = [row.begun, row.seen, row.spent_s, row.lost_s, *row.own_s, *row.recent_s]
     return row if all(is_number(number) for number in numbers) else None

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mmsada_hpc.observe.git_state import code_state
+
 RECORD_FILE = "run.json"
 _PACKAGES = (
     "mmsada-hpc",
@@ -55,6 +57,7 @@ def write_record(
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "host": platform.node(),
         "versions": package_versions(),
+        "git": code_state(),
         **(extra or {}),
     }
     write_json(path, {"starts": [*read_record(run_dir), start]})

@@ -1,0 +1,85 @@
+"""Before a run is queued: nobody else is at it, and no job of it is in the queue already."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmsada_hpc.cluster.job_record import read_jobs
+from mmsada_hpc.cluster.squeue import GONE, SlurmSilentError, job_states
+from mmsada_hpc.errors import UserError
+
+LOCK_FILE = ".submit.lock"
+_PATIENCE_S = 60.0
+_ENDED = {
+    *(GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+
+
+@dataclass(frozen=True)
+class ActiveJob:
+    """A job of a run that waits, runs or is about to end."""
+
+    job_id: str
+    state: str
+
+
+@contextmanager
+def only_submitter(run_dirs: Iterable[Path], *, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Hold the run folders, which are made, against other submitters: two at once must not queue a run twice.
+
+    Raises:
+        UserError: another one holds a folder for longer than `patience_s`, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        for run_dir in sorted(set(run_dirs)):  # in one order, so that two grids never wait for each other
+            stack.enter_context(_locked(run_dir, patience_s))
+        yield
+
+
+def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, ActiveJob]:
+    """Of each run that has one, the newest job that has not ended; Slurm is asked once.
+
+    Raises:
+        UserError: Slurm does not answer, so that nobody knows.
+    """
+    jobs = {run_dir: [job.job_id for job in read_jobs(run_dir)] for run_dir in run_dirs}
+    try:
+        states = job_states(job_id for ids in jobs.values() for job_id in ids)
+    except SlurmSilentError as error:
+        raise UserError(f"Slurm does not say whether jobs of the run are still there ({error}); try again") from None
+    found = {}
+    for run_dir, ids in jobs.items():
+        active = [job_id for job_id in ids if states[job_id] not in _ENDED]
+        if active:
+            found[run_dir] = ActiveJob(active[-1], states[active[-1]])
+    return found
+
+
+@contextmanager
+def _locked(run_dir: Path, patience_s: float) -> Iterator[None]:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir}: {error.strerror}; choose a folder that can be written") from None
+    try:
+        _wait_for_lock(descriptor, run_dir, patience_s)
+        yield
+    finally:
+        os.close(descriptor)  # which lets go of the lock
+
+
+def _wait_for_lock(descriptor: int, run_dir: Path, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"{run_dir}: another submit has been at this run for {patience_s:.0f} s") from None
+            time.sleep(0.1)
