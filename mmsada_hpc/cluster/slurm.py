@@ -25,6 +25,15 @@ _MAX_NUM_TIMEOUT = 3
 _SBATCH_S = 120.0
 
 
+# Before anything is loaded, every node must see the run folder: submitit would look for its pickle for a minute, and
+# then say only where it looked.
+_SHARED = (
+    'srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 bash -c \\',
+    f'  \'[ -e "${CODE}" ] || {{ echo "error: $SLURMD_NODENAME does not see ${CODE}: the run folder must be on a file '
+    "system that all nodes share\" >&2; exit 1; }' || exit 1",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What the script of a job is made from."""
@@ -99,6 +108,7 @@ def _setup(job: Job) -> list[str]:
             "export PYTHONSAFEPATH=1",
             f"export {CODE}={folder}",
             f"export PYTHONPATH=${CODE}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *_SHARED,
         ]
     return lines
 

@@ -67,9 +67,9 @@ def _lines(one: Shown, *, name_width: int, columns: int | None) -> list[str]:
     if columns is None:
         return [head + one.text, *(" " * margin + text for text in rest)]
     room = max(40, columns - margin)
-    texts = textwrap.wrap(one.text, room) or [""]
+    texts = textwrap.wrap(one.text, room, break_on_hyphens=False) or [""]
     for text in rest:
-        texts += textwrap.wrap(text, room, subsequent_indent="   " if text.startswith("->") else "")
+        texts += textwrap.wrap(text, room, subsequent_indent="   " * text.startswith("->"), break_on_hyphens=False)
     return [head + texts[0], *(" " * margin + text for text in texts[1:])]
 
 

@@ -10,7 +10,7 @@ import pytest
 from mmsada_hpc.data.store import Store
 from tests.cluster.cluster import Cluster
 from tests.cluster.processes import ClusterError
-from tests.cluster.runs import CHECKOUT, WATCH, Run
+from tests.cluster.runs import CHECKOUT, WATCH, Run, profile, submit
 from tests.train.test_law1 import tiny_run
 
 SRUN = ("srun", "--partition=low", "--nodes=2", "--ntasks-per-node=1", "--time=2", "--kill-on-bad-exit=1")
@@ -34,6 +34,23 @@ def test_a_folder_that_the_nodes_do_not_share_is_refused_by_the_name_of_the_host
         cluster.run([*SRUN, sys.executable, "-m", "mmsada_hpc.cli", "train", *words], timeout=120, env=ENV)
     first, second = cluster.nodes
     assert f"is not shared: {second} does not see what rank 0 wrote there on {first}" in str(told.value)
+
+
+def test_a_job_whose_run_folder_one_node_does_not_mount_ends_at_once_naming_it(
+    cluster: Cluster, tiny_store: Store, tmp_path: Path
+) -> None:
+    second = cluster.nodes[1]
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    cluster.exec(second, ["mount", "-t", "tmpfs", "none", folder])  # there the folder is another one, and empty
+    try:
+        words = tiny_run(tiny_store, folder / "run", *WATCH)
+        run = submit(cluster, words, "--cluster", profile(tmp_path), run_dir=folder / "run")
+        run.wait_gone(timeout=30)
+    finally:
+        cluster.exec(second, ["umount", folder])
+    assert f"error: {second} does not see {folder}/run/code/" in run.said()
+    assert run.starts == []
 
 
 def test_an_mpi_that_slurm_did_not_start_is_told_with_both_sizes(cluster: Cluster) -> None:
