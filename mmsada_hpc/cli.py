@@ -78,6 +78,24 @@ def _resume() -> tuple[Callable[[Parser], None], Run]:
     return submit_resume.add_arguments, submit_resume.run
 
 
+def _status() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.jobs import status
+
+    return status.add_arguments, status.run
+
+
+def _logs() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.jobs import logs
+
+    return logs.add_arguments, logs.run
+
+
+def _cancel() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.jobs import cancel
+
+    return cancel.add_arguments, cancel.run
+
+
 def _prepare() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc.data import prepare
 
@@ -148,6 +166,9 @@ COMMANDS = {
     "config": Command("print the resolved config", _config),
     "train": Command("train and evaluate the run of a config", _train),
     "submit": Command("queue a run on a cluster, or start it on several ranks here", _submit),
+    "status": Command("a table of runs: state, step, clips/s, accuracy, restarts; all about one run", _status),
+    "logs": Command("what rank 0 of a run prints; -f goes on until the run ends, also across requeues", _logs),
+    "cancel": Command("stop runs for good: their jobs save and are never requeued", _cancel),
     "resume": Command("go on with a run that was stopped, cancelled or failed, also on other nodes", _resume),
     "table": Command("methods by shift, the losses' ablation, single streams: mean and spread over seeds", _table),
     "bench": Command("what things cost, beside the plain alternative", _bench),

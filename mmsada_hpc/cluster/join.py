@@ -6,8 +6,10 @@ The engine finds a complete environment and a running process group, so DeepSpee
 import os
 import socket
 import sys
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -21,16 +23,30 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Beyond what a start may take before a process that still waits is ended.
+_MARGIN = timedelta(seconds=5)
+
 _exported: list[str] = []
 
 
-def join(world: World, *, backend: str = "gloo", timeout: timedelta = timedelta(minutes=30)) -> World:
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def join(
+    world: World,
+    *,
+    backend: str = "gloo",
+    timeout: timedelta = timedelta(minutes=30),
+    alarm: Callable[[str], None] = _to_stderr,
+) -> World:
     """Start torch's process group, also for one process.
 
     Args:
         world: from `find_world`.
         backend: gloo, or `cpu:gloo,cuda:nccl` where each rank has a GPU.
         timeout: of this call and of every collective of the group. Long enough for the slowest rank's start.
+        alarm: says why this process is ended, where the library does not come back.
 
     Returns:
         The world with its master address and port filled in.
@@ -43,11 +59,29 @@ def join(world: World, *, backend: str = "gloo", timeout: timedelta = timedelta(
     _compare_with_mpi(world)
     world = agree_on_master(_with_topology(world))
     _export(world)
-    try:
-        dist.init_process_group(backend, timeout=timeout, init_method="env://")
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        raise UserError(_who_is_missing(world, timeout, error)) from error
+    with _given_up_after(timeout + _MARGIN, world, alarm):
+        try:
+            dist.init_process_group(backend, timeout=timeout, init_method="env://")
+        except RuntimeError as error:  # the store's and the network's errors are some; gloo's own has no class
+            raise UserError(_who_is_missing(world, timeout, str(error))) from error
     return world
+
+
+@contextmanager
+def _given_up_after(timeout: timedelta, world: World, alarm: Callable[[str], None]) -> Iterator[None]:
+    """Gloo that finds the address of a peer but no way to it (a wrong interface) does not keep to its own time-out."""
+
+    def give_up() -> None:
+        alarm(f"error: {_who_is_missing(world, timeout, 'gloo is still connecting')}")
+        os._exit(1)
+
+    timer = threading.Timer(timeout.total_seconds(), give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave() -> None:
@@ -142,13 +176,13 @@ def _who_differs(answers: Sequence[tuple[str, str]], what: str) -> str:
     )
 
 
-def _who_is_missing(world: World, timeout: timedelta, error: Exception) -> str:
+def _who_is_missing(world: World, timeout: timedelta, said: str) -> str:
     where = f"{world.master_addr}:{world.master_port}"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = said.strip().partition("\n")[0]
     return (
         f"rank {world.rank} of {world.size} on {world.host} ({world.launcher}) could not join the others at {where}"
         f" within {timeout.total_seconds():.0f} s: is every rank running, can the hosts reach each other,"
-        f" is the port free (MASTER_PORT sets another)? ({first})"
+        f" is the port free (MASTER_PORT sets another), GLOO_SOCKET_IFNAME right? ({first})"
     )
 
 

@@ -85,7 +85,7 @@ def sbatch_options(job: Job) -> dict[str, Any]:
         "signal_delay_s": profile.signal_delay_s,
         "setup": _setup(job) or None,
         "srun_args": srun_args,
-        "additional_parameters": ({} if profile.requeue else {"no-requeue": True}) | profile.sbatch or None,
+        "additional_parameters": {"requeue" if profile.requeue else "no-requeue": True} | profile.sbatch,
         "array_parallelism": job.parallel,
     }
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ class Facts:
         ids = [job.job_id for job in self.jobs]
         own = [job_of(str(start.get("start", ""))) for start in self.starts[-1:]] + [job_of(self.start)]
         return tuple(dict.fromkeys([*ids, *(job for job in own if job)]))
+
+    @property
+    def last_begin(self) -> float:
+        """Unix seconds of the newest start in run.json, which is written to the second; 0 where there is none."""
+        text = str(self.starts[-1].get("started", "")) if self.starts else ""
+        try:
+            return datetime.strptime(text, "%Y-%m-%d %H:%M:%S %z").timestamp()
+        except ValueError:
+            return 0.0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the run was last started outside Slurm."""
+        if not self.job_ids:
+            return True
+        submitted = max((job.submitted for job in self.jobs), default=0.0)
+        return job_of(self.start) is None and self.start != "" and self.last_begin + 1 > submitted
 
     @property
     def silence_s(self) -> float:

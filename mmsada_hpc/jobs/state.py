@@ -52,8 +52,8 @@ def stand(facts: Facts, queue: Queue, *, now: float | None = None) -> Standing:
     active = sorted((entry for entry in entries if not entry.has_ended), key=_rank)
     if active:
         return _of_active(facts, active, now)
-    job = facts.job_ids[-1] if facts.job_ids else None
-    last = entries[-1] if entries else None
+    job = None if facts.is_local else facts.job_ids[-1]
+    last = queue.entries.get(job) if job is not None else None
     if facts.result is not None:
         return Standing("finished", job_id=job)
     if (alive := facts.alive(now)) and (last is None or last.state == GONE):

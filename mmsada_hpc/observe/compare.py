@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.cells import mixture, score_of
+from mmsada_hpc.observe.goodput import Goodput, read_goodput
 from mmsada_hpc.observe.page import colour, details, figure, note, table
 from mmsada_hpc.observe.panels import Dots, dot_plot, dot_range
 from mmsada_hpc.observe.runs import Row, Run
@@ -135,10 +136,16 @@ def _mean_cells(method: str, runs: Sequence[Run], scored: Sequence[str]) -> list
     return [f"mean of {len(runs)} ± sd", method, shift(runs[0]) or "-", "", *scores, "", "", ""]
 
 
+def _goodput_cell(spent: Goodput | None) -> str:
+    return "-" if spent is None else percent(100 * spent.goodput)
+
+
 def _runs_table(runs: Sequence[Run]) -> str:
     """One line a run, with a link to its part of the page, and the means of those that differ in the seed alone."""
     scored = streams({key for run in runs for key in target_row(run)}, "top1_")
+    spent = {run.path: read_goodput(run.path) for run in runs}
     header = ["run", "method", "shift", "seed", "target %", *scored, "recall", "source %", "clips/s", "time"]
+    header += ["goodput %"] if any(spent.values()) else []
     rows: list[list[str]] = []
     links: dict[int, str] = {}
     means: set[int] = set()
@@ -146,11 +153,12 @@ def _runs_table(runs: Sequence[Run]) -> str:
         members = [(index, run) for index, run in enumerate(runs) if _group(run) == group]
         method = _method(members[0][1], runs)
         links.update({len(rows) + place: f"#run{index}" for place, (index, _) in enumerate(members)})
-        rows += [_cells(run, method, scored) for _, run in members]
+        cells = [[*_cells(run, method, scored), _goodput_cell(spent[run.path])] for _, run in members]
+        rows += [row[: len(header)] for row in cells]
         complete = [run for _, run in members if run.is_finished]
         if len(complete) > 1:
             means.add(len(rows))
-            rows.append(_mean_cells(method, complete, scored))
+            rows.append([*_mean_cells(method, complete, scored), ""][: len(header)])
     return table(header, rows, text_columns=3, mean_rows=frozenset(means), links=links) + note(
         f"target, source: fused top-1 ± one binomial standard error; {', '.join([*scored, 'recall'])}: on the target."
     )

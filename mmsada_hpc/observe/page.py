@@ -125,15 +125,17 @@ def table(
     rules: frozenset[int] = frozenset(),
     links: Mapping[int, str] = MappingProxyType({}),
     free: bool = False,
+    free_columns: frozenset[int] = frozenset(),
 ) -> str:
-    """A table of plain texts. The first `text_columns` columns are left-aligned; `free` lets long texts break.
+    """A table of plain texts. The first `text_columns` columns are left-aligned; `free` lets long texts break,
+    `free_columns` those of a few columns, which are left-aligned too.
 
     A line is drawn above the rows `rules`; `links` are where the first cells of rows lead to.
     """
 
     def cells(row: Sequence[str], tag: str, link: str = "") -> str:
         kinds = [
-            ' class="text free"' if free else ' class="text"' if column < text_columns else ""
+            ' class="text free"' if free or column in free_columns else ' class="text"' if column < text_columns else ""
             for column in range(len(row))
         ]
         texts = [escape(cell) for cell in row]

@@ -15,6 +15,8 @@ from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.compare import baseline_of, comparison, shift, target_top1
 from mmsada_hpc.observe.curves import accuracy_chart, evaluation_chart, loss_charts, speed_charts
 from mmsada_hpc.observe.embedding import MAX_POINTS, Embedding, UnusableFeaturesError, embed
+from mmsada_hpc.observe.goodput import Goodput, read_goodput
+from mmsada_hpc.observe.goodput_panel import goodput_panels
 from mmsada_hpc.observe.page import SOURCE, TARGET, chapter, colour, details, facts, figure, key, note, page, table
 from mmsada_hpc.observe.panels import circle_sample, cross_sample, embedding_svg
 from mmsada_hpc.observe.runs import Run, find_runs, read_runs
@@ -49,7 +51,7 @@ def _accuracy_fact(run: Run, name: str) -> tuple[str, str, str]:
     return percent(row.get("top1")), unit, f"{name} top-1, {row.get('segments', '?')} segments"
 
 
-def _headline(run: Run) -> str:
+def _headline(run: Run, spent: Goodput | None) -> str:
     about, entries = run.about, []
     for side in ("target", "source"):
         names = [name for name in in_report_order(run.evaluations) if name.startswith(side)]
@@ -61,6 +63,8 @@ def _headline(run: Run) -> str:
         entries.append((percent(about["clips_per_s"]), "clips/s", "training throughput"))
     if is_number(about.get("seconds")):
         entries.append((duration(about["seconds"]), "", "time"))
+    if spent is not None:
+        entries.append((percent(100 * spent.goodput), "%", "goodput: time in updates that count"))
     return facts(entries)
 
 
@@ -154,10 +158,10 @@ def _config(run: Run) -> str:
 
 
 def _section(run: Run, runs: Sequence[Run]) -> str:
-    curves = [*loss_charts(run), *accuracy_chart(run)]
+    curves, spent = [*loss_charts(run), *accuracy_chart(run)], read_goodput(run.path)
     parts = [
         _unfinished(run),
-        _headline(run),
+        _headline(run, spent),
         "<h3>Evaluation</h3>",
         evaluation_table(run),
         _grid([evaluation_chart(run, baseline=baseline_of(run, runs)), confusion(run)]),
@@ -169,6 +173,7 @@ def _section(run: Run, runs: Sequence[Run]) -> str:
         _embeddings(run, min(MAX_POINTS, max(_FEWEST_POINTS, _ALL_POINTS // len(runs)))),
         "<h3>Speed</h3>",
         _grid(speed_charts(run)) or note("No timed step yet."),
+        goodput_panels(spent),
         _config(run),
         _origin(run),
     ]

@@ -43,6 +43,16 @@ def square(x: float, y: float, side: float, fill: str, *, opacity: float, hint: 
     )
 
 
+def rectangle(x: float, y: float, width: float, height: float, fill: str, *, hint: str) -> str:
+    """A filled rectangle with its upper left corner at (x, y); nothing where it has no width."""
+    if width <= 0:
+        return ""
+    return (
+        f'<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" style="fill:{fill}">'
+        f"<title>{escape(hint)}</title></rect>"
+    )
+
+
 def drawing(parts: list[str], *, width: float, height: float, label: str, max_width: float | None = None) -> str:
     """The SVG element; it fills the width it is given, up to `max_width` CSS pixels."""
     limit = f' style="max-width:{max_width:.0f}px"' if max_width else ""

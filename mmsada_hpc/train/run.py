@@ -60,7 +60,8 @@ def train(config: Config, *, stop: StopFlag | None = None) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        world = join(world, backend=backend, timeout=timedelta(minutes=config.watch.start_minutes))
+        patience = timedelta(minutes=config.watch.start_minutes)
+        world = join(world, backend=backend, timeout=patience, alarm=screen.alarm)
         result = train_in_world(config, world, screen, stop)
         leave()
         return result

@@ -88,3 +88,17 @@ def test_ranks_with_other_code_are_named(cluster: Cluster, tiny_store: Store, tm
         cluster.run([*SRUN, wrapper, "-m", "mmsada_hpc.cli", "train", *words], timeout=120, env=ENV)
     assert "the code of mmsada_hpc and mmsada_kernels is not the same on all ranks" in str(told.value)
     assert f"rank 1 on {cluster.nodes[1]} has" in str(told.value)
+
+
+def test_an_interface_that_leads_nowhere_ends_every_rank_in_time(
+    cluster: Cluster, tiny_store: Store, tmp_path: Path
+) -> None:
+    words = tiny_run(tiny_store, tmp_path / "run", *WATCH, "watch.start_minutes=0.1")
+    with pytest.raises(ClusterError) as told:
+        cluster.run(
+            [*SRUN, sys.executable, "-m", "mmsada_hpc.cli", "train", *words],
+            timeout=60,
+            env={**ENV, "GLOO_SOCKET_IFNAME": "lo"},
+        )
+    assert "could not join the others" in str(told.value)
+    assert "no end within" not in str(told.value)

@@ -8,7 +8,8 @@ import yaml
 
 from mmsada_hpc.cluster.job_record import read_jobs
 from mmsada_hpc.data.store import Store
-from tests.cluster.cluster import Cluster, ClusterError
+from tests.cluster.cluster import Cluster
+from tests.cluster.processes import ClusterError
 from tests.cluster.runs import Run, launcher, profile
 from tests.train.test_law1 import tiny_run
 
@@ -30,7 +31,7 @@ def grid_file(store: Store, folder: Path) -> Path:
 def test_a_grid_is_one_array_and_every_run_is_queued_once(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     held = tmp_path / "held.yaml"
     held.write_text(profile(tmp_path, nodes=1).read_text() + "sbatch: {hold: true}\n")
-    command = ["--config", grid_file(tiny_store, tmp_path), "--cluster", held, "--parallel", "2"]
+    command: list[str | Path] = ["--config", grid_file(tiny_store, tmp_path), "--cluster", held, "--parallel", "2"]
     finished = tmp_path / "runs/source_only/0"
     finished.mkdir(parents=True)
     (finished / "result.json").write_text(json.dumps({"seconds": 1.0}))
@@ -57,7 +58,7 @@ def test_a_chain_is_one_run_in_jobs_that_wait_for_each_other(
 ) -> None:
     run = Run(cluster, tmp_path / "run")
     words = tiny_run(tiny_store, run.dir, "train.stage1.steps=60", "train.stage2.steps=20")
-    command = [*words, "--config", "default.yaml", "--cluster", profile(tmp_path)]
+    command: list[str | Path] = [*words, "--config", "default.yaml", "--cluster", profile(tmp_path)]
     launcher(cluster, *command, "--chain", "3")
     first, second, third = (job.job_id for job in read_jobs(run.dir))
     assert cluster.show_job(first)["Requeue"] == "0"

@@ -14,7 +14,7 @@ STEPS = ("train.micro_batch=2", "train.stage1.steps=60", "train.stage2.steps=20"
 def test_a_plain_script_trains_and_is_requeued(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     run, script = Run(cluster, tmp_path / "run"), tmp_path / "job.sh"
     words = tiny_run(tiny_store, run.dir, *STEPS, *WATCH)
-    flags = ["--config", "default.yaml", "--cluster", profile(tmp_path), "--write-script", script]
+    flags: list[str | Path] = ["--config", "default.yaml", "--cluster", profile(tmp_path), "--write-script", script]
     assert f"sbatch {script}" in launcher(cluster, *words, *flags)
     assert "submitit.core" not in script.read_text()
     assert not read_jobs(run.dir)

@@ -32,7 +32,7 @@ def test_a_waiting_job_does_not_see_what_is_edited(
     profile = tmp_path / "held.yaml"
     profile.write_text(PROFILE.format(nodes=2, tasks=1) + "sbatch: {hold: true}\n")
     run = Run(cluster, tmp_path / "run")
-    words = [*tiny_run(tiny_store, run.dir), "--config", "default.yaml", "--cluster", profile]
+    words: list[str | Path] = [*tiny_run(tiny_store, run.dir), "--config", "default.yaml", "--cluster", profile]
     # The folder from which it is submitted is the job's working folder, and its PYTHONPATH goes with it.
     environ = {"PYTHONPATH": str(checkout)}
     cluster.run([sys.executable, checkout / "launch/submit.py", *words], cwd=checkout, env=environ, timeout=90)

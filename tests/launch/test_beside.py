@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from mmsada_hpc.cluster.beside import Command, Ended, run_beside
+import pytest
+
+from mmsada_hpc.cluster.beside import Command, Ended, run_beside, share_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +57,20 @@ def test_each_gets_its_share_of_the_cores(tmp_path: Path) -> None:
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
     assert (tmp_path / "one.log").read_text() == "1\n"
+
+
+def test_the_ranks_of_a_command_share_its_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("mmsada_hpc.cluster.beside.cores", lambda: 32)
+    assert share_of(0, parallel=2, ranks=4, gpus=[]) == {"OMP_NUM_THREADS": "4"}
+    assert [share_of(i, parallel=2, ranks=2, gpus=[0, 1, 2, 3])["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == [
+        "0,1",
+        "2,3",
+    ]
+    fewer = [share_of(i, parallel=3, ranks=1, gpus=[4, 5])["CUDA_VISIBLE_DEVICES"] for i in range(3)]
+    assert fewer == ["4", "5", "4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert share_of(0, parallel=2, ranks=4, gpus=[]) == {}, "what a person has set wins"
 
 
 def test_told_to_stop_it_tells_its_commands_and_waits_for_them(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
         (("method.name: source_only", "method.name: source"), r"source_only/0: method.name=source: no such method"),
         (("base: demo.yaml", "bass: demo.yaml"), "base: Field required"),
         (("seed: [0, 7]", "seed: []"), "axes.seed is empty"),
+        (("seed: [0, 7]", "seed: [0, 7, 0]"), "axes.seed: 0 is there twice"),
     ],
 )
 def test_a_wrong_grid_is_one_line(
@@ -139,6 +140,20 @@ def test_a_grid_trains_what_is_not_finished_and_keeps_the_rest(
     result = json.loads((tmp_path / "runs/adabn/result.json").read_text())
     assert result["label"] == "adabn (mixture)"
     assert "1 of 2 runs are finished" in capfd.readouterr().out
+
+
+def test_a_run_of_a_local_grid_gets_every_flag_that_the_grid_got(
+    grid_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("executor: local\npython: /nowhere/python\n")
+    flags = ["--cluster", str(profile), "--tasks-per-node", "2", "--gpus-per-node", "1", "--mem", "3", "--time", "60"]
+    (tmp_path / "store.json").touch()
+    command = ["--config", str(grid_file), *flags, "--only", "K1-K2/half/7", f"data.store={tmp_path}"]
+    assert main(command) == 1, "there is no such Python"
+    log = (tmp_path / "runs/K1-K2/half/7/launch.log").read_text()
+    assert "/nowhere/python" in log
+    assert "1 runs failed: K1-K2/half/7" in capsys.readouterr().err
 
 
 def test_the_papers_whole_table_is_listed_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsada_hpc.cluster.profile import load_profile, parse_minutes
+from mmsada_hpc.cluster.profile import load_profile, parse_gb, parse_minutes
 from mmsada_hpc.config import config_folder
 from mmsada_hpc.errors import UserError
 
@@ -32,6 +32,13 @@ def test_time_is_read_as_slurm_writes_it(text: str, minutes: int) -> None:
     assert parse_minutes(text) == minutes
 
 
+@pytest.mark.parametrize(("text", "gb"), [("64", 64), ("512000M", 500), ("500G", 500), ("2T", 2048), ("1.5gb", 1.5)])
+def test_memory_is_read_as_slurm_writes_it(text: str, gb: float) -> None:
+    assert parse_gb(text) == gb
+    with pytest.raises(UserError, match="--mem"):
+        parse_gb("much")
+
+
 @pytest.mark.parametrize("text", ["", "1h", "10:00", "-5"])
 def test_an_ambiguous_time_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
@@ -46,7 +53,8 @@ def test_an_ambiguous_time_is_refused(text: str) -> None:
         ("executor: pbs\n", "executor: Input should be 'slurm', 'local' or 'debug'"),
         ("executor: local\nnodes: 2\n", "--nodes 2"),
         ("executor: debug\ntasks_per_node: 2\n", "use --cluster local"),
-        ("executor: local\nsetup: [module load cuda]\n", "shell lines are for Slurm"),
+        ("executor: local\nsetup: [module load cuda]\n", "setup: shell lines are for Slurm"),
+        ("executor: debug\nmodules: [cuda]\n", "modules: shell lines are for Slurm"),
         ("executor: slurm\nminutes: 10\n", "--time 10: in a job of 12 minutes or less"),
         ("- executor\n", "expected `key: value` lines, found a list"),
     ],
@@ -60,5 +68,8 @@ def test_a_wrong_profile_is_told_in_one_line(tmp_path: Path, yaml: str, message:
 
 
 def test_an_unknown_cluster_names_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"--cluster slrum: neither a profile \(debug, local, slurm\) nor a YAML file"):
+    with pytest.raises(
+        UserError,
+        match=r"--cluster slrum: neither a profile \(debug, local, slurm, slurm_container, slurm_cpu\) nor a YAML file",
+    ):
         load_profile("slrum")

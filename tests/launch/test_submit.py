@@ -1,7 +1,6 @@
 """`mmsada submit`: the dry run, the script that sbatch gets, and the errors of a host without Slurm."""
 
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmsada_hpc.submit import main
+from tests.launch.fake_slurm import install
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "two_nodes.sbatch"
@@ -23,8 +23,10 @@ minutes: 600
 partition: gpu
 account: kitchens
 interface: ib0
-setup: [module load cuda/13.0]
-srun_args: [--container-image=/images/mmsada.sqsh]
+modules: [cuda/13.0]
+setup: [export NCCL_DEBUG=WARN]
+container: [--container-image=/images/mmsada.sqsh]
+srun_args: [--mpi=none]
 sbatch: {mail-type: FAIL}
 """
 
@@ -78,6 +80,25 @@ def test_a_dry_run_prints_the_config_and_the_batch_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_script_for_plain_sbatch_differs_in_its_command_alone(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    file = tmp_path / "job.sh"
+    assert main([*arguments, "--write-script", str(file)]) == 0, "it needs no Slurm"
+    (code,) = (path.name for path in (tmp_path / "runs/d1_d2/code").iterdir() if path.is_dir())
+    written = script_of("# sbatch script\n" + file.read_text(), tmp_path).replace(f"code/{code}", "code/HASH")
+    ours, golden = written.splitlines(), GOLDEN.read_text().splitlines()
+    command = ours.index("# for status, logs and cancel")
+    assert ours[:command] == golden[: golden.index("# command")]
+    assert ours[-1].startswith("srun ") and ours[-1].endswith(
+        "PYTHON -u -m mmsada_hpc.train.job TMP/runs/d1_d2/config.yaml"
+    )
+    capsys.readouterr()
+    assert main([*arguments, "--write-script", str(file), "--dry-run"]) == 0
+    assert script_of(capsys.readouterr().out, tmp_path).rstrip() == written.rstrip()
+
+
 def test_a_dry_run_on_this_host_needs_no_script(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments[:2], "--cluster", "local", "--tasks-per-node", "2", "--dry-run"]) == 0
     assert "local starts 2 processes on this host" in capsys.readouterr().out
@@ -102,32 +123,27 @@ def test_a_run_without_a_store_is_not_queued(
     assert capsys.readouterr().err.startswith(f"error: {told}")
 
 
-def fake_slurm(folder: Path, *, sbatch: str) -> None:
-    for name, line in {"sbatch": sbatch, "srun": "exit 1"}.items():
-        path = folder / name
-        path.write_text(f"#!/bin/bash\n{line}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
 def test_what_sbatch_gets_is_what_the_dry_run_showed(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_slurm(tmp_path, sbatch=f'cp "$1" {tmp_path}/given; echo Submitted batch job 42')
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    slurm = install(tmp_path / "slurm", monkeypatch)
     assert main(arguments) == 0
-    assert "queued as job 42: 8 ranks on 2 nodes" in capsys.readouterr().out
-    assert script_of("# sbatch script\n" + (tmp_path / "given").read_text(), tmp_path) == GOLDEN.read_text()
-    assert (tmp_path / "runs/d1_d2/submitit/42_submitted.pkl").exists()
+    assert "queued as job 100: 8 ranks on 2 nodes" in capsys.readouterr().out
+    (code,) = (path.name for path in (tmp_path / "runs/d1_d2/code").iterdir() if path.is_dir())
+    given = slurm.scripts["100"].replace(f"code/{code}", "code/HASH")
+    assert script_of("# sbatch script\n" + given, tmp_path) == GOLDEN.read_text()
+    assert (tmp_path / "runs/d1_d2/submitit/100_submitted.pkl").exists()
 
 
 def test_a_refusal_of_sbatch_is_one_line(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_slurm(tmp_path, sbatch='echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    install(tmp_path / "slurm", monkeypatch).refuse("sbatch: error: invalid partition specified: gpu")
     assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error == "error: sbatch refused the job: sbatch: error: invalid partition specified: gpu\n"
+    warning, error = capsys.readouterr().err.splitlines()
+    assert "lies in /tmp" in warning
+    assert error == "error: sbatch refused the job: sbatch: error: invalid partition specified: gpu"
+    assert not list((tmp_path / "runs/d1_d2/submitit").iterdir()), "nothing is left of a job that is not there"
 
 
 def test_a_batch_that_does_not_divide_names_the_sizes_that_fit(

@@ -192,7 +192,7 @@ DEED = st.one_of(
 START = st.tuples(st.lists(DEED, max_size=12), st.sampled_from(["killed", "stopped", "failed"]), TENTHS, TENTHS)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(starts=st.lists(START, min_size=1, max_size=5))
 def test_the_parts_add_up_to_the_time_from_the_first_begin_to_the_last_sign(
     starts: list[tuple[list[tuple[str, float, float, float | None]], str, float, float]],
