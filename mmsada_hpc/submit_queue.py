@@ -178,7 +178,7 @@ def script_words(config: Config) -> list[str]:
 def note_job(run_dir: Path) -> list[str]:
     """Shell lines that add the job to jobs.jsonl, at its first start."""
     note = f"sed s/%j/$SLURM_JOB_ID/g {shlex.quote(str(_template(run_dir)))} >> {shlex.quote(str(run_dir / JOBS_FILE))}"
-    return ["", "# for status, logs and cancel", f'[ "${{SLURM_RESTART_COUNT:-0}}" != 0 ] || {note}']
+    return ["# for status, logs and cancel", f'[ "${{SLURM_RESTART_COUNT:-0}}" != 0 ] || {note}']
 
 
 def _template(run_dir: Path) -> Path:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Literal
 
 from mmsada_hpc.cluster.heartbeat import Beat
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE
@@ -21,6 +22,8 @@ from mmsada_hpc.jobs.queue import Entry, Queue, ask
 
 # Slurm gives a job KillWait (30 s as it comes) to save; a full epilog comes on top.
 _WAIT_S, _POLL_S = 90.0, 1.0
+
+Answer = Literal["told", "nothing", "refused"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,17 +45,16 @@ def run(args: argparse.Namespace) -> int:
     paths = [find_run(word) for word in args.runs]
     facts = [read_facts(Found(path, str(path))) for path in dict.fromkeys(paths)]
     queue = ask([job for one in facts for job in one.job_ids])
-    told = [one for one in facts if _tell(one, queue)]
-    if not told or not args.wait:
-        return int(bool(queue.silent))
-    gone = _wait(told, seconds=args.wait)
-    for one in told:
+    answers = [_tell(one, queue) for one in facts]
+    told = [one for one, answer in zip(facts, answers, strict=True) if answer == "told"]
+    gone = _wait(told, seconds=args.wait) if told and args.wait else [one.path for one in told]
+    for one in told if args.wait else ():
         print(_outcome(one, is_gone=one.path in gone, seconds=args.wait))
-    return int(bool(queue.silent) or len(gone) < len(told))
+    return int("refused" in answers or len(gone) < len(told))
 
 
-def _tell(facts: Facts, queue: Queue) -> bool:
-    """Tell everything of a run to stop, and say what was told; whether there was anything."""
+def _tell(facts: Facts, queue: Queue) -> Answer:
+    """Tell everything of a run to stop, and say what was told."""
     jobs = [entry for job in facts.job_ids if (entry := queue.entries.get(job)) and not entry.has_ended]
     if jobs or (queue.silent and facts.job_ids and facts.result is None):
         return _cancel_jobs(facts, jobs, queue)
@@ -62,13 +64,13 @@ def _tell(facts: Facts, queue: Queue) -> bool:
     elsewhere = sorted({beat.host for beat in facts.alive(time.time())})
     if elsewhere and job_of(facts.start) is None:
         print(f"{facts.path}: runs on {', '.join(elsewhere)}, outside Slurm; cancel it there", file=sys.stderr)
-        return False
+        return "refused"
     state = "finished" if facts.result is not None else "cancelled before" if facts.is_cancelled else "not running"
     print(f"{facts.path}: nothing to cancel, no job of it is queued or runs ({state})")
-    return False
+    return "nothing"
 
 
-def _cancel_jobs(facts: Facts, jobs: Sequence[Entry], queue: Queue) -> bool:
+def _cancel_jobs(facts: Facts, jobs: Sequence[Entry], queue: Queue) -> Answer:
     """First the marker, so that a job that ends by itself right now is not requeued; then Slurm."""
     marker = facts.path / CANCELLED_FILE
     if not marker.exists():
@@ -85,19 +87,19 @@ def _cancel_jobs(facts: Facts, jobs: Sequence[Entry], queue: Queue) -> bool:
             f"once Slurm answers, `scancel {' '.join(ids)}`",
             file=sys.stderr,
         )
-        return False
+        return "refused"
     print(f"{facts.path}: cancelled {states}", flush=True)
-    return True
+    return "told"
 
 
-def _terminate(facts: Facts, ranks: Sequence[Beat]) -> bool:
+def _terminate(facts: Facts, ranks: Sequence[Beat]) -> Answer:
     """The ranks of this host stop at the next step, and by their common flag all others too."""
     for beat in ranks:
         with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.kill(beat.pid, signal.SIGTERM)
     names = ", ".join(f"{beat.rank} (process {beat.pid})" for beat in ranks)
     print(f"{facts.path}: told rank {names} on this host to save and stop", flush=True)
-    return True
+    return "told"
 
 
 def _ranks_here(facts: Facts) -> list[Beat]:

@@ -47,7 +47,7 @@ def find_run(word: str) -> Path:
     if len(found) == 1 and _is_same(found[0].path, word):
         return found[0].path
     names = [str(run.path) for run in found]
-    raise UserError(f"{word} is a folder of {len(found)} run(s), give one of them: {_some(names)}")
+    raise UserError(f"{word} is a folder of runs, give one of its {len(found)}: {_some(names)}")
 
 
 def _of_word(word: str, *, is_only: bool) -> list[Found]:

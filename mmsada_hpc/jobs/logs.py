@@ -16,7 +16,7 @@ _LINES = 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada logs`."""
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or the end of its path")
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, or the end of its path")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, also across requeues")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="of another rank: what its libraries print")
     parser.add_argument("--err", action="store_true", help="standard error of the rank in its Slurm job")
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.lines < 0:
         raise UserError("--lines must be 0 (all) or more")
-    path = find_run(args.run)
+    path = find_run(args.folder)
     run = Found(path, str(path))
     try:
         if args.follow:

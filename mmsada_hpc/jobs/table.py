@@ -11,7 +11,7 @@ from mmsada_hpc.jobs.summary import Summary
 from mmsada_hpc.observe.wording import duration
 
 _GAP = "  "
-_NAME_LEAST, _NOTE_LEAST = 16, 24
+_NAME_SHARE, _NOTE_LEAST = 3, 24  # a name is cut to a third of the terminal before a column goes
 _NONE = "-"
 
 
@@ -83,7 +83,8 @@ def table(runs: Sequence[Summary], *, columns: int | None) -> str:
     for run in runs:
         line = _line([column.text(run) for column in shown], shown, widths)
         lines += _with_note(line, run.note, room=room, columns=columns)
-    return "\n".join([*(line.rstrip() for line in lines), "", count(runs)])
+    in_all = count(runs) if columns is None else textwrap.fill(count(runs), columns)
+    return "\n".join([*(line.rstrip() for line in lines), "", in_all])
 
 
 def count(runs: Sequence[Summary]) -> str:
@@ -101,7 +102,7 @@ def _fitting(shown: list[_Column], runs: Sequence[Summary], columns: int) -> lis
     kept = list(shown)
     while True:
         widths = [_width(column, runs) for column in kept]
-        name = min(widths[0], _NAME_LEAST)
+        name = min(widths[0], columns // _NAME_SHARE)
         worst = max(kept, key=lambda column: column.rank)
         if name + _total(widths) - widths[0] <= columns or worst.rank == 0:
             return kept

@@ -19,7 +19,7 @@ from mmsada_hpc.observe.goodput_ledger import Ledger
 from mmsada_hpc.observe.goodput_rows import StartRow, completed, read_starts
 from mmsada_hpc.observe.metrics import read_metrics
 
-__all__ = ["Goodput", "Ledger", "StartParts", "Straggler", "read_goodput", "straggler_scores"]
+__all__ = ["PARTS", "Goodput", "Ledger", "StartParts", "Straggler", "read_goodput", "straggler_scores"]
 
 # Parts of the whole time, in the order in which a page shows them
 PARTS = ("useful_s", "data_wait_s", "evaluate_s", "checkpoint_s", "start_s", "restart_s", "lost_s", "other_s")

@@ -11,7 +11,7 @@ from mmsada_hpc.observe.page import colour, details, figure, key, note, table
 from mmsada_hpc.observe.wording import duration
 
 # From this score on a rank is called slow
-SLOW = 1.1
+SLOW = 1.2
 _MOST_RANKS = 16
 _WIDTH, _BAR = 400.0, 24.0
 _LETTERS = 24
@@ -81,7 +81,7 @@ def _time_svg(found: Goodput) -> str:
         width = seconds * scale
         hint = f"{_WORDS[name].name}: {duration(seconds)}, {_share(seconds, found)}"
         parts.append(svg.rectangle(x, 18, width, _BAR, _WORDS[name].colour, hint=hint))
-        if width >= 36:
+        if width >= 31:
             parts.append(svg.text(x + width / 2, 13, _share(seconds, found), kind="tick", anchor="middle"))
         x += width
     bottom = 18 + _BAR

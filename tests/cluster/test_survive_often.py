@@ -25,7 +25,7 @@ PREEMPTED = {
     "by both": ("usr2", "partition", "usr2", "partition", "usr2"),
 }
 NUM_LIMITS = 3
-ONE_MINUTE = ("train.stage1.steps=400", "train.stage2.steps=120")
+ONE_MINUTE = ("train.stage1.steps=240", "train.stage2.steps=60")
 
 
 @pytest.fixture(scope="module")
