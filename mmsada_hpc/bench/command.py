@@ -1,10 +1,15 @@
 """`mmsada bench NAME`: each benchmark is a room with `add_arguments` and `run`."""
 
 import argparse
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmsada_hpc.bench import epic_store, start
+from mmsada_hpc.cluster.join import join, leave
+from mmsada_hpc.cluster.world import find_world
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark that was named."""
-    code: int = args.run_bench(args)
+    """Run the benchmark that was named, on every rank that mpiexec or srun has started; rank 0 speaks."""
+    world = find_world()
+    if world.size > 1:
+        join(world)
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(sys.stdout if world.rank == 0 else nowhere),
+    ):
+        code: int = args.run_bench(args)
+    leave()
     return code

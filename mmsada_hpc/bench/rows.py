@@ -10,21 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from mmsada_hpc.cluster.host import cores
+from mmsada_hpc.cluster.join import gather
+from mmsada_hpc.cluster.world import find_world
 from mmsada_hpc.data.shards import writing
 from mmsada_hpc.observe.record import package_versions
 
 
-def append_row(path: Path, bench: str, values: Mapping[str, Any]) -> None:
-    """Add a row to the JSONL file `path`; UserError when it cannot be written."""
+def append_row(path: Path, bench: str, values: Mapping[str, Any]) -> int:
+    """Add this rank's row to the JSONL file `path`; rank 0 writes those of all ranks. Call it on every rank.
+
+    Returns:
+        Rows added.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    world = find_world()
     row = {
         "bench": bench,
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(["mmsada", *sys.argv[1:]]),
         "machine": machine(),
+        "rank": world.rank,
+        "world_size": world.size,
         "versions": package_versions(),
         **values,
     }
-    writing(path, lambda: _append(path, json.dumps(row) + "\n"))
+    rows = gather(world, row)
+    if world.rank == 0:
+        writing(path, lambda: _append(path, "".join(json.dumps(one) + "\n" for one in rows)))
+    return len(rows)
 
 
 def machine() -> str:

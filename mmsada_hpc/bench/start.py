@@ -153,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
         store.select(name, "train")
     found = bench_start(store, start, repeats=args.repeats, ways=["mapped"] if args.alone else list(WAYS))
     print(describe(store, found, repeats=args.repeats))
-    append_row(args.jsonl, "start", _row(store, start, found, repeats=args.repeats))
-    print(f"  row added to {args.jsonl}")
+    rows = append_row(args.jsonl, "start", _row(store, start, found, repeats=args.repeats))
+    print(f"  {rows} row{'s' * (rows > 1)} added to {args.jsonl}")
     return 0
 
 

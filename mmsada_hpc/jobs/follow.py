@@ -3,11 +3,13 @@
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmsada_hpc.jobs.facts import Facts, checkpoint_words, read_facts
 from mmsada_hpc.jobs.find import Found
-from mmsada_hpc.jobs.output import is_submitits, last_clean_lines, output_of
+from mmsada_hpc.jobs.output import is_submitits, output_of, read_end
 from mmsada_hpc.jobs.queue import ask
 from mmsada_hpc.jobs.state import ACTIVE, Standing, stand
 from mmsada_hpc.jobs.tail import read_recent
@@ -79,11 +81,9 @@ class Follower:
     def _open(self, path: Path) -> None:
         """The first file is shown from its last lines on, one of a later job from its first."""
         if self._path is None:
-            size = path.stat().st_size
-            lines = last_clean_lines(path, self._lines)
+            lines, self._position = read_end(path, self._lines)
             for line in lines:
                 self._show(line)
-            self._position = size
         else:
             self._position = 0
         self._path = path
@@ -98,7 +98,7 @@ class Follower:
                 new = file.read(_CHUNK)
         except OSError:
             return  # a file server may be away for a moment
-        whole = new[: new.rfind(b"\n") + 1]
+        whole = new if len(new) == _CHUNK else new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             if not is_submitits(line):
@@ -121,26 +121,33 @@ class _Bar:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._progress: Progress | None = None
-        self._stage, self._step = 0, -1
+        self._stage, self._global_step = 0, 0
+        self._time = 0.0
+        """Of the last row: by the run's own clock the time left is known from the first look on."""
 
     def update(self, facts: Facts) -> None:
+        """Take in what came since the last time; a run that went back to a checkpoint begins there again."""
         rows = read_recent(facts.path).train
-        for row in rows[-1:] if self._progress is None else rows:
-            step = int(row.get("global_step", 0))
-            if step > self._step or step < self._step - len(rows):
-                self._take(facts, int(row.get("stage", 1)), row, step)
+        if rows and int(rows[-1].get("global_step", 0)) < self._global_step:
+            self._global_step = 0
+        for row in rows:
+            if int(row.get("global_step", 0)) > self._global_step:
+                self._take(facts, row)
 
-    def _take(self, facts: Facts, stage: int, row: dict[str, object], global_step: int) -> None:
-        first, second = facts.steps
-        step = global_step - (first if stage == 2 else 0)
-        if self._progress is None or stage != self._stage or global_step < self._step:
+    def _take(self, facts: Facts, row: Mapping[str, Any]) -> None:
+        stage, step = int(row.get("stage", 1)), int(row.get("step", 0))
+        self._time = float(row.get("time", time.time()))
+        if self._progress is None or stage != self._stage or self._global_step == 0:
             self.close()
-            total = first if stage == 1 else second
-            self._progress = Progress(self._screen, total, f"stage {stage}/2", start=max(0, step - 1))
+            total = facts.steps[stage == 2]
+            self._progress = Progress(
+                self._screen, total, f"stage {stage}/2", start=max(0, step - 1), clock=lambda: self._time
+            )
         self._progress.update(step, row)
-        self._stage, self._step = stage, global_step
+        self._stage, self._global_step = stage, int(row.get("global_step", 0))
 
     def close(self) -> None:
+        """Leave the line as it stands."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.jobs.facts import Facts
-from mmsada_hpc.jobs.tail import last_lines
 from mmsada_hpc.observe.screen import log_path
 
 _SUBMITIT = re.compile(r"submitit [A-Z]+ \(")
@@ -46,8 +45,23 @@ def output_of(facts: Facts, *, rank: int = 0, errors: bool = False) -> Output:
 
 def last_clean_lines(path: Path, number: int) -> list[str]:
     """The last `number` lines (0 = all) without submitit's."""
-    limit = max(_LEAST_BYTES, number * _LINE_BYTES) if number else path.stat().st_size
-    return [line for line in last_lines(path, limit=limit) if not is_submitits(line)][-number:]
+    return read_end(path, number)[0]
+
+
+def read_end(path: Path, number: int) -> tuple[list[str], int]:
+    """`last_clean_lines`, only whole ones, and the position in the file after them.
+
+    A last line without an end is left for later, unless there is no other.
+    """
+    size = path.stat().st_size
+    begin = max(0, size - max(_LEAST_BYTES, number * _LINE_BYTES)) if number else 0
+    with path.open("rb") as file:
+        file.seek(begin)
+        data = file.read(size - begin)
+    end = data.rfind(b"\n") + 1 or len(data)
+    lines = data[:end].decode(errors="replace").splitlines()
+    lines = lines[1:] if begin and len(lines) > 1 else lines  # the first may be cut
+    return [line for line in lines if not is_submitits(line)][-number:], begin + end
 
 
 def is_submitits(line: str) -> bool:

@@ -1,6 +1,8 @@
 """`bench start` measures fresh processes, says what it measured, and keeps the row."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,3 +68,16 @@ def test_evicting_a_file_leaves_it_readable(tmp_path: Path) -> None:
     evict([tmp_path / "file"])
     read_all([tmp_path / "file"])
     assert (tmp_path / "file").read_bytes() == b"x" * 100_000
+
+
+def test_ranks_under_mpiexec_start_beside_each_other_and_rank_0_writes_all_rows(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
+    words = ["bench", "start", "--store", str(tiny_store.path), "--repeats", "1", "--alone", "--batch", "32"]
+    command = [mpiexec, "-n", "2", sys.executable, "-m", "mmsada_hpc.cli", *words, "--jsonl", str(tmp_path / "b.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 rows added") == 1
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert [(row["rank"], row["world_size"]) for row in rows] == [(0, 2), (1, 2)]
