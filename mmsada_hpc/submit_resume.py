@@ -17,7 +17,7 @@ from mmsada_hpc.submit_queue import Order
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada resume`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run that was stopped, cancelled or failed")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run that was stopped, cancelled or failed")
     parser.add_argument("--cluster", metavar="NAME", help="another profile than that of its last job")
     parser.add_argument("--new-code", action="store_true", help="the code as it is now, in place of the run's own copy")
     parser.add_argument("--chain", type=int, default=1, metavar="K", help="K jobs one after another, never requeued")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Queue the run once more, or go on here where no job of it was ever queued; returns the exit status."""
-    run_dir: Path = args.run
+    run_dir: Path = args.folder
     path = config_of(run_dir)
     if args.chain < 1:
         raise UserError("--chain must be at least 1")

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 from mmsada_hpc.cluster.squeue import GONE, SlurmSilentError, slurm
 
@@ -49,10 +50,16 @@ def ask(job_ids: Collection[str], *, patience_s: float = _PATIENCE_S) -> Queue:
         lines = slurm(*words, patience_s=patience_s)
     except SlurmSilentError as error:
         if "Invalid job id" not in str(error):
-            return Queue(silent=str(error))
+            return Queue(silent=_first_reason(str(error)))
         lines = ""
     known = {entry.job_id: entry for entry in map(_entry, lines.splitlines()) if entry is not None}
     return Queue({job: known.get(job, Entry(job, GONE)) for job in wanted})
+
+
+def _first_reason(said: str) -> str:
+    """Clients without a cluster say the same thing several ways, the plainest last."""
+    plain = said.rpartition("fatal: ")[2]
+    return shorten(plain if plain == said else f"squeue: {plain}", 100, placeholder=" ...")
 
 
 def _entry(line: str) -> Entry | None:

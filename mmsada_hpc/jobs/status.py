@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def _text(seen: Seen, states: Sequence[str], *, is_one: bool, columns: int | Non
     if is_one and not states:
         return detail(seen.facts[0], seen.summaries[0], seen.queue, columns=columns)
     chosen = [summary for summary in seen.summaries if not states or summary.state in states]
-    notes = [f"Slurm does not answer ({seen.queue.silent}): states by the files alone"] if seen.queue.silent else []
+    silent = f"Slurm does not answer ({seen.queue.silent}): states by the files alone" if seen.queue.silent else ""
+    notes = textwrap.wrap(silent, columns or max(1, len(silent)))
     if not chosen:
         return "\n".join([f"no run is {' or '.join(states)}; {count(seen.summaries)}", *notes])
     return "\n".join([table(chosen, columns=columns), *notes])

@@ -60,7 +60,7 @@ def test_a_run_is_seen_waiting_running_requeued_cancelled_and_another_one_finish
     with said.open("w") as out, following(long, out) as follower:
         until(lambda: "waits for its nodes" in said.read_text(), timeout=15, what="a word on waiting")
         cluster.run(["scancel", blocker])
-        long.wait_step(30)
+        long.wait_step(10)
         running = status(long)
         assert (running.state, list(running.hosts)) == ("running", cluster.nodes[:2])
         assert (running.clips_per_s or 0) > 0 and (running.eta_s or 0) > 0 and running.steps == 4000

@@ -52,7 +52,8 @@ def test_a_waiting_job_does_not_see_what_is_edited(
         assert "edited after the job was submitted" in done.stderr, "the edit would break the job"
     assert cluster.state(run.job_id) == "PENDING"
     cluster.run(["scontrol", "release", run.job_id])
-    assert run.wait_result(timeout=90)["steps"] == 3
+    cluster.wait_for(run.job_id, {"COMPLETED"}, timeout=150)  # one that fails is told at once, by what it printed
+    assert run.result is not None and run.result["steps"] == 3
     (job,) = read_jobs(run.dir)
     copied = run.dir / job.code / "mmsada_kernels/reference.py"
     assert copied.read_text() == (CHECKOUT / "kernels/reference.py").read_text()

@@ -121,6 +121,7 @@ def test_without_slurm_one_line_says_so_and_the_files_are_shown(runs: Path, say:
     text = say("status")
     assert text.splitlines()[-1].startswith("Slurm does not answer (squeue not found")
     assert "toy/mmsada  running" in text and "toy/mcd     unknown" in text
+    assert max(map(len, say("status", columns=70).splitlines())) <= 70
 
 
 def test_one_run_is_shown_at_length(runs: Path, say: Say) -> None:
@@ -175,6 +176,15 @@ def test_a_folder_without_runs_says_what_was_looked_for(say: Say, tmp_path: Path
 
 def test_watch_is_for_a_terminal(runs: Path, say: Say) -> None:
     assert "--watch draws on a terminal" in say("status", "--watch", code=2)
+
+
+def test_an_evaluation_of_long_ago_is_still_the_last_one(runs: Path, say: Say) -> None:
+    run = FakeRun(runs / "long").start("").steps(300, evaluated=(5,))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        row = {"kind": "train", "stage": 2, "step": 201, "global_step": 301, "clips_per_s": 1.0, "why": "x" * 60}
+        file.writelines(json.dumps(row) + "\n" for _ in range(3000))
+        file.write('{"kind": "train", "stage": 2, "st')  # torn
+    assert words("long stopped 2: 201/300 1.0 40.5") == words(say("status", "runs").splitlines()[2])[:6]
 
 
 TIMED = """

@@ -178,6 +178,9 @@ def _submit(words: list[str]) -> int:
 
 
 def test_of_two_at_once_one_queues_the_run(slurm: FakeSlurm, words: list[str], tmp_path: Path) -> None:
+    """sbatch takes its time, so that without a lock the second has looked before the first has written its job down."""
+    sbatch = slurm.folder / "bin/sbatch"
+    sbatch.write_text(sbatch.read_text().replace("echo Submitted", "sleep 2\necho Submitted"))
     slurm.say(job100="PENDING", job101="PENDING")
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert sorted(pool.map(_submit, [words, words])) == [0, 2]
