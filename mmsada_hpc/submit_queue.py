@@ -17,9 +17,10 @@ from submitit.core.utils import JobPaths
 from mmsada_hpc.cluster.environment import write_environment
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE, JOBS_FILE, JobRecord, add_job
 from mmsada_hpc.cluster.profile import Profile
-from mmsada_hpc.cluster.queue import ActiveJob, active_jobs, only_submitter
+from mmsada_hpc.cluster.queue import active_jobs, only_submitter
 from mmsada_hpc.cluster.slurm import Job, Queued, need_slurm, plain_text, submit_slurm
 from mmsada_hpc.cluster.snapshot import take_snapshot
+from mmsada_hpc.cluster.squeue import Entry
 from mmsada_hpc.config import Config
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
@@ -130,7 +131,7 @@ def obstacles(configs: Sequence[Config], *, resume: bool = False) -> list[Obstac
     return [_obstacle(config, active.get(config.run.dir), resume=resume) for config in configs]
 
 
-def _obstacle(config: Config, job: ActiveJob | None, *, resume: bool) -> Obstacle | None:
+def _obstacle(config: Config, job: Entry | None, *, resume: bool) -> Obstacle | None:
     run_dir = config.run.dir
     refuse_other_run(config)
     if is_finished(run_dir):

@@ -17,7 +17,9 @@ from mmsada_hpc.submit_queue import Order
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada resume`."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run that was stopped, cancelled or failed")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="folder of a run that was stopped, cancelled or failed"
+    )
     parser.add_argument("--cluster", metavar="NAME", help="another profile than that of its last job")
     parser.add_argument("--new-code", action="store_true", help="the code as it is now, in place of the run's own copy")
     parser.add_argument("--chain", type=int, default=1, metavar="K", help="K jobs one after another, never requeued")

@@ -5,27 +5,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmsada_hpc.cluster.job_record import read_jobs
-from mmsada_hpc.cluster.squeue import GONE, SlurmSilentError, job_states
+from mmsada_hpc.cluster.squeue import Entry, SlurmSilentError, find_jobs
 from mmsada_hpc.errors import UserError
 
 LOCK_FILE = ".submit.lock"
 _PATIENCE_S = 60.0
-_ENDED = {
-    *(GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
-    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
-}
-
-
-@dataclass(frozen=True)
-class ActiveJob:
-    """A job of a run that waits, runs or is about to end."""
-
-    job_id: str
-    state: str
 
 
 @contextmanager
@@ -41,7 +28,7 @@ def only_submitter(run_dirs: Iterable[Path], *, patience_s: float = _PATIENCE_S)
         yield
 
 
-def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, ActiveJob]:
+def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, Entry]:
     """Of each run that has one, the newest job that has not ended; Slurm is asked once.
 
     Raises:
@@ -49,14 +36,14 @@ def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, ActiveJob]:
     """
     jobs = {run_dir: [job.job_id for job in read_jobs(run_dir)] for run_dir in run_dirs}
     try:
-        states = job_states(job_id for ids in jobs.values() for job_id in ids)
+        entries = find_jobs(job_id for ids in jobs.values() for job_id in ids)
     except SlurmSilentError as error:
         raise UserError(f"Slurm does not say whether jobs of the run are still there ({error}); try again") from None
     found = {}
     for run_dir, ids in jobs.items():
-        active = [job_id for job_id in ids if states[job_id] not in _ENDED]
+        active = [entries[job_id] for job_id in ids if not entries[job_id].has_ended]
         if active:
-            found[run_dir] = ActiveJob(active[-1], states[active[-1]])
+            found[run_dir] = active[-1]
     return found
 
 

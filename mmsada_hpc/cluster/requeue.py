@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE
-from mmsada_hpc.cluster.squeue import RUNNING, SlurmSilentError, job_states, slurm
+from mmsada_hpc.cluster.squeue import RUNNING, SlurmSilentError, find_jobs, slurm
 
 NEVER = "MMSADA_REQUEUE"
 """Set to 0 in the environment of a job that must not be run again, such as a link of a chain."""
@@ -94,7 +94,7 @@ def wait_to_be_ended(is_told: Callable[[], bool], *, patience_s: float) -> None:
 def _state(job: str) -> str:
     for attempt in range(_TRIES):
         try:
-            return job_states([job])[job]
+            return find_jobs([job])[job].state
         except SlurmSilentError:
             if attempt == _TRIES - 1:
                 raise

@@ -3,10 +3,16 @@
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _PATIENCE_S = 20.0
+_FORMAT = "--format=%i|%T|%N|%r"
 RUNNING, GONE = "RUNNING", "GONE"
 """GONE: Slurm has forgotten the job, which has therefore ended."""
+_ENDED = {
+    *(GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
 
 
 class SlurmSilentError(RuntimeError):
@@ -30,20 +36,39 @@ def slurm(*words: str, patience_s: float = _PATIENCE_S) -> str:
     return done.stdout
 
 
-def job_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """State of each job (`PENDING`, `RUNNING`, `COMPLETING`, `CANCELLED`, ...) by its id; GONE where Slurm has none.
+@dataclass(frozen=True)
+class Entry:
+    """One job."""
+
+    job_id: str
+    state: str
+    """Slurm's word (`PENDING`, `RUNNING`, `COMPLETING`, ...), or GONE."""
+    nodes: str = ""
+    reason: str = ""
+    """Why it waits, or how it ended; `None` is Slurm's word for no reason."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs, or will by itself."""
+        return self.state in _ENDED
+
+
+def find_jobs(job_ids: Iterable[str], *, patience_s: float = _PATIENCE_S) -> dict[str, Entry]:
+    """Each job by its id, all in one call.
 
     Raises:
         SlurmSilentError: Slurm cannot be asked.
     """
-    wanted = list(job_ids)
+    wanted = sorted(set(job_ids))
     if not wanted:
         return {}
+    words = ("squeue", "--noheader", "--array", "--states=all", _FORMAT, f"--jobs={','.join(wanted)}")
     try:
-        lines = slurm("squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={','.join(wanted)}")
+        lines = slurm(*words, patience_s=patience_s)
     except SlurmSilentError as error:
         if "Invalid job id" not in str(error):
             raise
         lines = ""
-    known = dict(line.split() for line in lines.splitlines() if line.strip())
-    return {job: known.get(job, GONE) for job in wanted}
+    parts = [line.strip().split("|", 3) for line in lines.splitlines()]
+    known = {part[0]: Entry(*part) for part in parts if len(part) == 4}
+    return {job: known.get(job, Entry(job, GONE)) for job in wanted}

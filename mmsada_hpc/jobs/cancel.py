@@ -13,12 +13,12 @@ from typing import Literal
 
 from mmsada_hpc.cluster.heartbeat import Beat
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE
-from mmsada_hpc.cluster.squeue import SlurmSilentError, slurm
+from mmsada_hpc.cluster.squeue import Entry, SlurmSilentError, slurm
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.jobs.facts import Facts, checkpoint_words, is_rank_of, job_of, read_facts
 from mmsada_hpc.jobs.find import Found, find_run
-from mmsada_hpc.jobs.queue import Entry, Queue, ask
+from mmsada_hpc.jobs.queue import Queue, ask
 
 # Slurm gives a job KillWait (30 s as it comes) to save; a full epilog comes on top.
 _WAIT_S, _POLL_S = 90.0, 1.0

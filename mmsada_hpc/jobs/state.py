@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mmsada_hpc.cluster.heartbeat import Beat
-from mmsada_hpc.cluster.squeue import GONE
+from mmsada_hpc.cluster.squeue import GONE, Entry
 from mmsada_hpc.jobs.facts import Facts, job_of
-from mmsada_hpc.jobs.queue import Entry, Queue
+from mmsada_hpc.jobs.queue import Queue
 from mmsada_hpc.jobs.why import LastWord, failed_rank, last_word
 from mmsada_hpc.observe.wording import duration
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mmsada_hpc.cluster.squeue import Entry
 from mmsada_hpc.jobs.facts import read_facts
 from mmsada_hpc.jobs.find import Found
-from mmsada_hpc.jobs.queue import Entry, Queue
+from mmsada_hpc.jobs.queue import Queue
 from mmsada_hpc.jobs.state import Standing, stand
 from tests.jobs.fake import FakeRun
 

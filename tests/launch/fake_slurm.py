@@ -28,7 +28,7 @@ class FakeSlurm:
 
     def say(self, **states: str) -> None:
         """States by `job<id>`; ids that are left out are forgotten."""
-        lines = [f"{job.removeprefix('job')} {state}" for job, state in states.items()]
+        lines = [f"{job.removeprefix('job')}|{state}||None" for job, state in states.items()]
         (self.folder / "squeue.txt").write_text("\n".join([*lines, ""]))
 
     def refuse(self, why: str) -> None:
