@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from mmsada_hpc.cluster.host import end_process
 from mmsada_hpc.cluster.world import LOOPBACK, World
 from mmsada_hpc.errors import UserError
 
@@ -73,7 +74,7 @@ def _given_up_after(timeout: timedelta, world: World, alarm: Callable[[str], Non
 
     def give_up() -> None:
         alarm(f"error: {_who_is_missing(world, timeout, 'gloo is still connecting')}")
-        os._exit(1)
+        end_process(1)
 
     timer = threading.Timer(timeout.total_seconds(), give_up)
     timer.daemon = True

@@ -1,7 +1,6 @@
 """Nobody waits for ever: a thread that ends a rank which hears nothing new, and says who is to blame first."""
 
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmsada_hpc.cluster.heartbeat import Beat, Heart, still_beats
+from mmsada_hpc.cluster.host import end_process
 
 EXIT_CODE = 75
 _LOOK_S = 0.5
@@ -42,10 +42,10 @@ class Watchdog:
         while not self._closed.wait(_LOOK_S):
             if self._deadline is not None:
                 if time.monotonic() > self._deadline:
-                    os._exit(EXIT_CODE)
+                    end_process(EXIT_CODE)
             elif time.monotonic() - self._heart.moved_at > self.patience_s:
                 self._bark()
-                os._exit(EXIT_CODE)
+                end_process(EXIT_CODE)
 
     def _bark(self) -> None:
         beat = self._heart.now

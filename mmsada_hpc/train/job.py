@@ -3,7 +3,6 @@
 `python -m mmsada_hpc.train.job RUN/config.yaml`
 """
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,6 +50,7 @@ def _end_or_requeue(stopped: Stopped, stop: StopFlag, run_dir: Path) -> None:
 
     Rank 0 decides for all, so that nobody leaves while the others still wait.
     """
+    from mmsada_hpc.cluster.host import end_process
     from mmsada_hpc.cluster.join import say_to_all
     from mmsada_hpc.cluster.requeue import decide, wait_to_be_ended
     from mmsada_hpc.cluster.world import find_world
@@ -65,8 +65,7 @@ def _end_or_requeue(stopped: Stopped, stop: StopFlag, run_dir: Path) -> None:
     if is_main:
         _requeue(stopped, stop)
     wait_to_be_ended(lambda: stop.counts[signal.SIGTERM] > told_before, patience_s=_ENDED_WITHIN_S)
-    sys.stderr.flush()
-    os._exit(1)  # not 0, which could count as the job's end; and no clean-up, which could wait for other ranks
+    end_process(1)  # not 0, which could count as the job's end; and no clean-up, which could wait for other ranks
 
 
 def _requeue(stopped: Stopped, stop: StopFlag) -> None:

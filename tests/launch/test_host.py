@@ -1,10 +1,12 @@
 """Threads and memory of one host."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -57,3 +59,15 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
     applied, faults = out.stdout.split()
     assert applied == "True"
     assert int(faults) < 100  # 64 MiB taken afresh are 16384 pages; the heap takes some ten rounds to settle
+
+
+def test_the_last_resort_takes_the_children_along() -> None:
+    program = (
+        "import subprocess, sys; from mmsada_hpc.cluster.host import end_process;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "print(child.pid); end_process(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 7
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(done.stdout)).status() == psutil.STATUS_ZOMBIE
