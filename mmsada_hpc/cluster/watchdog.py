@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmsada_hpc.cluster.heartbeat import Beat, Heart, still_beats
 from mmsada_hpc.cluster.host import end_process
+from mmsada_hpc.cluster.reach import without_answer
 
 EXIT_CODE = 75
 _LOOK_S = 0.5
@@ -61,11 +62,16 @@ class Watchdog:
 
     def blame(self) -> str:
         """Who keeps the others waiting, by the heartbeats."""
-        return blame(self._run_dir, start=self._heart.now.start, seconds=2.5 * self._heart.seconds)
+        beat = self._heart.now
+        return blame(self._run_dir, start=beat.start, seconds=2.5 * self._heart.seconds, here=beat.host)
 
 
-def blame(run_dir: Path, *, start: str, seconds: float) -> str:
-    """One sentence on which ranks are gone or behind; watches the heartbeats for `seconds`."""
+def blame(run_dir: Path, *, start: str, seconds: float, here: str) -> str:
+    """One sentence on which ranks are gone or behind; watches the heartbeats for `seconds`.
+
+    Args:
+        here: this host, which looks whether the others answer where all ranks seem well.
+    """
     alive, silent = still_beats(run_dir, start=start, seconds=seconds)
     failed = [beat for beat in alive if beat.phase == "failed"]
     if failed:
@@ -77,7 +83,9 @@ def blame(run_dir: Path, *, start: str, seconds: float) -> str:
     behind = min(_progress(beat) for beat in alive)
     late = [beat for beat in alive if _progress(beat) == behind]
     if len(late) == len(alive):
-        return f"all {len(alive)} ranks are alive and wait at the same place ({_place(alive[0])}): is the network cut?"
+        mute = without_answer({beat.host for beat in alive} - {here})
+        network = f"{here} gets no answer from {', '.join(mute)}: the network is cut" if mute else "all hosts answer"
+        return f"{network}; all {len(alive)} ranks are alive, {_place(alive[0])}"
     return f"furthest behind is {_names(late)}{_rest([beat for beat in alive if beat not in late])}"
 
 
