@@ -114,8 +114,9 @@ class Run:
         return not self.starts[-1]["start"].partition("-")[0].endswith(".0")
 
     def go_on(self) -> None:
-        """`resume`, unless Slurm has queued the job again by itself."""
-        if self.cluster.state(self.job_id) not in ("PENDING", "RUNNING", "COMPLETING"):
+        """`resume`, unless Slurm has queued the job again by itself, which it says once the job has ended."""
+        until(lambda: self.cluster.state(self.job_id) != "COMPLETING", timeout=90, what=f"the end of {self.job_id}")
+        if self.cluster.state(self.job_id) not in ("PENDING", "RUNNING"):
             launcher(self.cluster, "resume", self.dir)
 
     def wait_result(self, *, timeout: float = 180) -> dict[str, Any]:
