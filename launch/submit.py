@@ -20,6 +20,6 @@ def use_checkout_environment() -> None:
 
 if __name__ == "__main__":
     use_checkout_environment()
-    from mmsada_hpc.submit import main
+    from mmsada_hpc.submit.command import main
 
     sys.exit(main())

@@ -67,15 +67,15 @@ def _train() -> tuple[Callable[[Parser], None], Run]:
 
 
 def _submit() -> tuple[Callable[[Parser], None], Run]:
-    from mmsada_hpc import submit
+    from mmsada_hpc.submit import command
 
-    return submit.add_arguments, submit.run
+    return command.add_arguments, command.run
 
 
 def _resume() -> tuple[Callable[[Parser], None], Run]:
-    from mmsada_hpc import submit_resume
+    from mmsada_hpc.submit import resume
 
-    return submit_resume.add_arguments, submit_resume.run
+    return resume.add_arguments, resume.run
 
 
 def _status() -> tuple[Callable[[Parser], None], Run]:

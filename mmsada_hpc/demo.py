@@ -7,10 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
-from mmsada_hpc import submit
 from mmsada_hpc.data import demo as toy_kitchens
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.report import write_report
+from mmsada_hpc.submit import command
 
 METHODS = ("source_only", "mmsada")
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(method: str, folder: Path, store: Path, args: argparse.Namespace) -> None:
     job = ["--config", "demo.yaml", "--cluster", "local", "--tasks-per-node", str(args.ranks)]
     keys = [f"method.name={method}", f"run.dir={folder}", f"data.store={store}", *args.overrides]
-    if submit.main([*job, *keys]):
+    if command.main([*job, *keys]):
         raise UserError(f"{method} did not finish; its log is {folder / 'run.log'}")
 
 

@@ -8,7 +8,7 @@ import pytest
 from mmsada_hpc.config import Config, build_config, config_folder, config_hash, dump_config, load_config
 from mmsada_hpc.config_keys import describe_keys, dotted_keys
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.grid import is_grid, read_grid
+from mmsada_hpc.submit.grid import is_grid, read_grid
 
 
 def test_default_yaml_names_every_key_and_equals_the_defaults_in_the_code() -> None:

@@ -8,8 +8,8 @@ import torch
 
 from mmsada_hpc.config import Config, dump_config, load_config
 from mmsada_hpc.methods import batch_layout
-from mmsada_hpc.submit import main
-from mmsada_hpc.submit_estimate import cost_of, former_speed, memory_of, ramp_of
+from mmsada_hpc.submit.command import main
+from mmsada_hpc.submit.estimate import cost_of, former_speed, memory_of, ramp_of
 from mmsada_hpc.train.module import new_module
 
 SMALL = ("data.num_frames=8", "data.crop=32", "model.width=0.125", "model.batch_norm.group_size=2")

@@ -8,8 +8,8 @@ import pytest
 from mmsada_hpc.config import dump_config, load_config
 from mmsada_hpc.data.store import Store
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.grid import is_grid, read_grid
-from mmsada_hpc.submit import main
+from mmsada_hpc.submit.command import main
+from mmsada_hpc.submit.grid import is_grid, read_grid
 from tests.methods.test_extend import EIGHT
 from tests.train.test_law1 import tiny_run
 

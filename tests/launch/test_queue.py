@@ -13,8 +13,8 @@ from mmsada_hpc.cluster.job_record import CANCELLED_FILE, read_jobs
 from mmsada_hpc.cluster.queue import only_submitter
 from mmsada_hpc.config import load_config
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.submit import main
-from mmsada_hpc.submit_queue import storage_warning
+from mmsada_hpc.submit.command import main
+from mmsada_hpc.submit.queue import storage_warning
 from tests.launch.fake_slurm import FakeSlurm, install
 
 PROFILE = "executor: slurm\nnodes: 2\ntasks_per_node: 2\nminutes: 60\n"

@@ -10,8 +10,8 @@ import yaml
 
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE, read_jobs
 from mmsada_hpc.config import load_config
-from mmsada_hpc.submit import main
-from mmsada_hpc.submit_resume import add_arguments
+from mmsada_hpc.submit.command import main
+from mmsada_hpc.submit.resume import add_arguments
 from tests.launch.fake_slurm import FakeSlurm, install
 
 PROFILE = "executor: slurm\nnodes: 2\ntasks_per_node: 2\nminutes: 60\npartition: low\nsetup: [export A=1]\n"
@@ -127,7 +127,7 @@ def test_active_finished_and_foreign_folders_are_refused(
 
 
 def test_a_run_that_no_job_was_queued_for_goes_on_here_with_as_many_ranks(tmp_path: Path) -> None:
-    from mmsada_hpc.submit_resume import _profile
+    from mmsada_hpc.submit.resume import _profile
 
     (tmp_path / "run.json").write_text(json.dumps({"starts": [{"world_size": 2}, {"world_size": 3}]}))
     parser = argparse.ArgumentParser()

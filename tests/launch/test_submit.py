@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsada_hpc.submit import main
+from mmsada_hpc.submit.command import main
 from tests.launch.fake_slurm import install
 
 CHECKOUT = Path(__file__).resolve().parents[2]

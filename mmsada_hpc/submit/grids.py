@@ -12,9 +12,9 @@ from mmsada_hpc.cluster.queue import only_submitter
 from mmsada_hpc.cluster.slurm import need_slurm
 from mmsada_hpc.config import Config
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.grid import Grid, GridRun
 from mmsada_hpc.observe.wording import duration
-from mmsada_hpc.submit_queue import Order, obstacles, queue_array
+from mmsada_hpc.submit.grid import Grid, GridRun
+from mmsada_hpc.submit.queue import Order, obstacles, queue_array
 
 T = TypeVar("T")
 

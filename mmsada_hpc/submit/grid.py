@@ -26,7 +26,7 @@ from mmsada_hpc.config import Config, find_config, load_config
 from mmsada_hpc.config_keys import dotted_keys
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.runs import RESULT_FILE
-from mmsada_hpc.run_folder import CONFIG_FILE, differences
+from mmsada_hpc.submit.run_folder import CONFIG_FILE, differences
 
 Changes = Mapping[str, Any]
 

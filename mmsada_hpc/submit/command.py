@@ -18,18 +18,18 @@ from mmsada_hpc.cluster.snapshot import code_variables
 from mmsada_hpc.config import Config, load_config
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.grid import is_grid, read_grid
-from mmsada_hpc.run_folder import is_finished, refuse_other_run, resolved
-from mmsada_hpc.submit_grid import describe_grid, queue_grid, refuse_unfit, run_grid_here
-from mmsada_hpc.submit_job import TrainJob
-from mmsada_hpc.submit_queue import Order, folder_of, make_ready, queue_run, storage_warning, write_script
+from mmsada_hpc.submit.grid import is_grid, read_grid
+from mmsada_hpc.submit.grids import describe_grid, queue_grid, refuse_unfit, run_grid_here
+from mmsada_hpc.submit.job import TrainJob
+from mmsada_hpc.submit.queue import Order, folder_of, make_ready, queue_run, storage_warning, write_script
+from mmsada_hpc.submit.run_folder import is_finished, refuse_other_run, resolved
 
 # What people type ten times a day, by the room that does it.
 _WORDS = {
     "status": "mmsada_hpc.jobs.status",
     "logs": "mmsada_hpc.jobs.logs",
     "cancel": "mmsada_hpc.jobs.cancel",
-    "resume": "mmsada_hpc.submit_resume",
+    "resume": "mmsada_hpc.submit.resume",
 }
 _NUMBERS = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node")
 _FLAGS = {
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     config = resolved(config, micro_batch=layout.micro_batch)
     order = Order(profile=profile, chain=args.chain)
     if args.dry_run:
-        from mmsada_hpc.submit_describe import describe
+        from mmsada_hpc.submit.describe import describe
 
         print(describe(config, order, layout, plain=args.write_script is not None))
         return 0

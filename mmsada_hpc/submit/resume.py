@@ -10,9 +10,9 @@ from mmsada_hpc.cluster.profile import Profile, build_profile, load_profile
 from mmsada_hpc.config import Config, load_config
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.record import read_record
-from mmsada_hpc.run_folder import config_of, is_finished, resolved
-from mmsada_hpc.submit import add_profile_arguments, profile_flags, submit_run
-from mmsada_hpc.submit_queue import Order
+from mmsada_hpc.submit.command import add_profile_arguments, profile_flags, submit_run
+from mmsada_hpc.submit.queue import Order
+from mmsada_hpc.submit.run_folder import config_of, is_finished, resolved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

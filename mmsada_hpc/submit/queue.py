@@ -24,8 +24,15 @@ from mmsada_hpc.cluster.squeue import Entry
 from mmsada_hpc.config import Config
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.run_folder import CONFIG_FILE, is_cancelled, is_finished, refuse_other_run, renew_config, write_config
-from mmsada_hpc.submit_job import TrainJob
+from mmsada_hpc.submit.job import TrainJob
+from mmsada_hpc.submit.run_folder import (
+    CONFIG_FILE,
+    is_cancelled,
+    is_finished,
+    refuse_other_run,
+    renew_config,
+    write_config,
+)
 
 # Folders that other hosts do not see, or that are emptied at the next boot.
 _LOCAL_TYPES = {"tmpfs", "ramfs", "overlay", "devtmpfs"}

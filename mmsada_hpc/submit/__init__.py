@@ -1,0 +1,1 @@
+"""From a config, or a grid of them, to queued jobs: parse, compose, submit, resume."""
