@@ -56,6 +56,11 @@ def take_snapshot(folder: Path) -> Path:
     return final
 
 
+def snapshot_name() -> str:
+    """The folder that `take_snapshot` would make of the code as it is now."""
+    return _hash(dict(sorted(_files())))
+
+
 def code_variables(snapshot: Path | None) -> dict[str, str]:
     """With these in its environment a Python imports every package from the snapshot; None = what is installed."""
     if snapshot is None:

@@ -3,6 +3,7 @@
 from mmsada_hpc.cluster.local import visible_gpus
 from mmsada_hpc.cluster.profile import Profile
 from mmsada_hpc.cluster.slurm import plain_text, sbatch_text
+from mmsada_hpc.cluster.snapshot import snapshot_name
 from mmsada_hpc.config import Config, StageConfig, dump_config
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.manifest import MANIFEST
@@ -11,8 +12,6 @@ from mmsada_hpc.submit.estimate import Ramp, cost_of, former_speed, memory_of, r
 from mmsada_hpc.submit.queue import Order, folder_of, job_of, note_job, script_words
 from mmsada_hpc.submit.run_folder import read_json
 
-# Stands for what only the snapshot's content gives.
-HASH = "HASH"
 _CLASSES = 8  # EPIC's verbs, where there is no store to ask
 
 
@@ -38,7 +37,7 @@ def describe(config: Config, order: Order, layout: BatchLayout, *, plain: bool) 
 
 def script_text(config: Config, order: Order, *, plain: bool) -> str:
     """What sbatch would get, the hash of the snapshot apart."""
-    job = job_of(config, order.profile, code=order.code or config.run.dir / "code" / HASH)
+    job = job_of(config, order.profile, code=order.code or config.run.dir / "code" / snapshot_name())
     if plain:
         return plain_text(job, script_words(config), before=note_job(config.run.dir))
     return sbatch_text(job)
