@@ -115,7 +115,8 @@ class Run:
 
     def go_on(self) -> None:
         """`resume`, unless Slurm has queued the job again by itself, which it says once the job has ended."""
-        until(lambda: self.cluster.state(self.job_id) != "COMPLETING", timeout=90, what=f"the end of {self.job_id}")
+        at_work = ("RUNNING", "COMPLETING")
+        until(lambda: self.cluster.state(self.job_id) not in at_work, timeout=90, what=f"the end of {self.job_id}")
         if self.cluster.state(self.job_id) not in ("PENDING", "RUNNING"):
             launcher(self.cluster, "resume", self.dir)
 
