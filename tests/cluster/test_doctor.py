@@ -43,6 +43,7 @@ def test_both_nodes_are_found_fit(cluster: Cluster, profile: Path) -> None:
     assert {line["level"] for line in between.values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_fails_and_names_the_node(cluster: Cluster) -> None:
     # Inside an allocation; `salloc` ends with the code of its command.
     words: list[str | Path] = [
@@ -60,6 +61,7 @@ def test_a_folder_that_is_not_shared_fails_and_names_the_node(cluster: Cluster) 
     assert "both nodes" in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_queue_that_does_not_start_is_told_in_time(cluster: Cluster, profile: Path) -> None:
     profile.write_text(PROFILE + 'sbatch: {begin: "now+3600"}\n')
     with pytest.raises(ClusterError, match="no 2 nodes within 2 s"):

@@ -45,6 +45,7 @@ def following(run: Run, out: IO[str] | int) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=CHECKOUT, env=run.cluster.env, stdout=out, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_waiting_running_requeued_cancelled_and_another_one_finished(
     cluster: Cluster, tiny_store: Store, folder: Path
 ) -> None:

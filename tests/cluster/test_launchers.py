@@ -26,6 +26,7 @@ def test_the_same_command_runs_under_srun_on_two_nodes(cluster: Cluster, tiny_st
     assert [start["world_size"] for start in run.starts] == [2]
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_nodes_do_not_share_is_refused_by_the_name_of_the_host(
     cluster: Cluster, tiny_store: Store
 ) -> None:
@@ -63,6 +64,7 @@ def test_an_mpi_that_slurm_did_not_start_is_told_with_both_sizes(cluster: Cluste
     assert "slurm says rank 1 of 2, mpi4py sees rank 0 of 1" in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_script_that_forgets_srun_is_told_so(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     words = " ".join(f"'{word}'" for word in tiny_run(tiny_store, tmp_path / "run"))
     script = tmp_path / "job.sh"
@@ -72,6 +74,7 @@ def test_a_script_that_forgets_srun_is_told_so(cluster: Cluster, tiny_store: Sto
     assert "was not started by srun: put `srun` before the command" in (tmp_path / "out").read_text()
 
 
+@pytest.mark.slow
 def test_ranks_with_other_code_are_named(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     """As when one node mounts an old copy."""
     words = tiny_run(tiny_store, tmp_path / "run", *WATCH)
@@ -90,6 +93,7 @@ def test_ranks_with_other_code_are_named(cluster: Cluster, tiny_store: Store, tm
     assert f"rank 1 on {cluster.nodes[1]} has" in str(told.value)
 
 
+@pytest.mark.slow
 def test_an_interface_that_leads_nowhere_ends_every_rank_in_time(
     cluster: Cluster, tiny_store: Store, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def grid_file(store: Store, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_grid_is_one_array_and_every_run_is_queued_once(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     held = tmp_path / "held.yaml"
     held.write_text(profile(tmp_path, nodes=1).read_text() + "sbatch: {hold: true}\n")
@@ -53,6 +54,7 @@ def test_a_grid_is_one_array_and_every_run_is_queued_once(cluster: Cluster, tiny
     assert "nothing to queue" in launcher(cluster, *command)
 
 
+@pytest.mark.slow
 def test_a_chain_is_one_run_in_jobs_that_wait_for_each_other(
     cluster: Cluster, tiny_store: Store, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from mmsada_hpc.cluster.job_record import read_jobs
 from mmsada_hpc.data.store import Store
 from tests.cluster.cluster import Cluster
@@ -11,6 +13,7 @@ from tests.train.test_law1 import tiny_run
 STEPS = ("train.micro_batch=2", "train.stage1.steps=60", "train.stage2.steps=20")
 
 
+@pytest.mark.slow
 def test_a_plain_script_trains_and_is_requeued(cluster: Cluster, tiny_store: Store, tmp_path: Path) -> None:
     run, script = Run(cluster, tmp_path / "run"), tmp_path / "job.sh"
     words = tiny_run(tiny_store, run.dir, *STEPS, *WATCH)
