@@ -37,7 +37,7 @@ class JobRecord:
 def add_job(run_dir: Path, job: JobRecord) -> None:
     """Append a job; a line is written whole, so that readers beside it never see half of one."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir / JOBS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(run_dir / JOBS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # a profile may hold keys
     try:
         os.write(descriptor, (json.dumps(asdict(job)) + "\n").encode())
     finally:

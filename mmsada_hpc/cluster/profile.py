@@ -157,6 +157,9 @@ def _check_together(profile: Profile, path: Path) -> None:
     for key in ("setup", "modules", "container"):
         if profile.executor != "slurm" and getattr(profile, key):
             raise UserError(f"{path}: {key}: shell lines are for Slurm; run them before this command instead")
+    for key in ("partition", "account", "qos", "constraint", "dependency", "mem_gb", "wckey", "srun_args", "sbatch"):
+        if profile.executor != "slurm" and getattr(profile, key):
+            raise UserError(f"{key} is for Slurm, and --cluster {path.stem} runs on this host: leave it out")
     # submitit takes a signal in the last ten minutes for a time-out, so that such a job is never merely preempted.
     counts_wrongly = profile.executor == "slurm" and profile.requeue and profile.minutes <= 12
     if counts_wrongly and profile.max_num_timeout is None:

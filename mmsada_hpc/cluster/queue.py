@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from mmsada_hpc.cluster.job_record import read_jobs
 from mmsada_hpc.cluster.squeue import Entry, SlurmSilentError, find_jobs
 from mmsada_hpc.errors import UserError
+from mmsada_hpc.observe.record import read_record
 
 LOCK_FILE = ".submit.lock"
 _PATIENCE_S = 60.0
@@ -34,7 +36,7 @@ def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, Entry]:
     Raises:
         UserError: Slurm does not answer, so that nobody knows.
     """
-    jobs = {run_dir: [job.job_id for job in read_jobs(run_dir)] for run_dir in run_dirs}
+    jobs = {run_dir: _job_ids(run_dir) for run_dir in run_dirs}
     try:
         entries = find_jobs(job_id for ids in jobs.values() for job_id in ids)
     except SlurmSilentError as error:
@@ -45,6 +47,12 @@ def active_jobs(run_dirs: Iterable[Path]) -> dict[Path, Entry]:
         if active:
             found[run_dir] = active[-1]
     return found
+
+
+def _job_ids(run_dir: Path) -> list[str]:
+    """Also of a job that a person queued by hand, once it has begun."""
+    started = [str(start.get("start", "")).partition(".")[0] for start in read_record(run_dir)[-1:]]
+    return [*(job.job_id for job in read_jobs(run_dir)), *(job for job in started if job[:1].isdigit())]
 
 
 @contextmanager
@@ -70,3 +78,7 @@ def _wait_for_lock(descriptor: int, run_dir: Path, patience_s: float) -> None:
             if time.monotonic() > deadline:
                 raise UserError(f"{run_dir}: another submit has been at this run for {patience_s:.0f} s") from None
             time.sleep(0.1)
+        except OSError as error:
+            reason = f"{run_dir}: cannot be locked here ({error.strerror})"
+            print(f"warning: {reason}; take care that nobody else submits the run right now", file=sys.stderr)
+            return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE
-from mmsada_hpc.cluster.squeue import RUNNING, SlurmSilentError, find_jobs, slurm
+from mmsada_hpc.cluster.squeue import RUNNING, Entry, SlurmSilentError, find_jobs, slurm
+from mmsada_hpc.durable import write_atomically
 
 NEVER = "MMSADA_REQUEUE"
 """Set to 0 in the environment of a job that must not be run again, such as a link of a chain."""
@@ -23,8 +24,12 @@ class Decision:
 
 
 def slurm_job_id(environ: Mapping[str, str] | None = None) -> str | None:
-    """The job this process is in as Slurm writes it, `123` or `123_4` in an array; None outside."""
+    """The job that started this process as Slurm writes it, `123` or `123_4` in an array; None outside, and for ranks
+    that `--cluster local` started inside a job, which is then the person's and not the run's.
+    """
     env = os.environ if environ is None else environ
+    if env.get("SUBMITIT_EXECUTOR") == "local":
+        return None
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID")
@@ -43,6 +48,8 @@ def decide(run_dir: Path, *, by_person: bool, environ: Mapping[str, str] | None 
     A job in the state RUNNING is preempted, or near its time limit. A person's `scancel` has moved it on from there
     (COMPLETING), and a requeue would bring it back to life.
 
+    A link of a chain that a person cancels also marks the run as cancelled, or the next link would go on.
+
     Args:
         by_person: it was Ctrl-C.
     """
@@ -52,13 +59,17 @@ def decide(run_dir: Path, *, by_person: bool, environ: Mapping[str, str] | None 
         return Decision(False, "the same command goes on from there")
     if (run_dir / CANCELLED_FILE).exists():
         return Decision(False, f"not requeued: the run was cancelled; `submit.py resume {run_dir}` goes on")
-    if env.get(NEVER) == "0":
-        return Decision(False, f"not requeued, as {NEVER}=0: the next job of the run goes on")
+    is_link = env.get(NEVER) == "0"
     try:
-        state = _state(job)
+        entry = _entry(job)
     except SlurmSilentError as error:
         return Decision(False, f"not requeued, as Slurm does not say whether job {job} was cancelled ({error})")
-    if state != RUNNING:
+    if is_link and entry.state == RUNNING:
+        return Decision(False, f"not requeued, as {NEVER}=0: the next job of the run goes on")
+    if entry.state != RUNNING:
+        if is_link and entry.reason == "None":  # not for a node that failed: then the next link should go on
+            write_atomically(run_dir / CANCELLED_FILE, f"job {job} was cancelled\n".encode())
+        state = entry.state
         return Decision(
             False, f"not requeued: job {job} is {state}, so it was cancelled; `submit.py resume {run_dir}` goes on"
         )
@@ -91,10 +102,10 @@ def wait_to_be_ended(is_told: Callable[[], bool], *, patience_s: float) -> None:
         time.sleep(0.1)
 
 
-def _state(job: str) -> str:
+def _entry(job: str) -> Entry:
     for attempt in range(_TRIES):
         try:
-            return find_jobs([job])[job].state
+            return find_jobs([job])[job]
         except SlurmSilentError:
             if attempt == _TRIES - 1:
                 raise

@@ -85,14 +85,17 @@ def sbatch_options(job: Job) -> dict[str, Any]:
         "signal_delay_s": profile.signal_delay_s,
         "setup": _setup(job) or None,
         "srun_args": srun_args,
-        "additional_parameters": {"requeue" if profile.requeue else "no-requeue": True} | profile.sbatch,
+        "additional_parameters": {"requeue" if profile.requeue else "no-requeue": True}
+        | {key: value for key, value in profile.sbatch.items() if value is not False},
         "array_parallelism": job.parallel,
     }
 
 
 def _setup(job: Job) -> list[str]:
     """Shell lines before srun; the snapshot comes last, as a set-up line may change PYTHONPATH."""
-    profile, lines = job.profile, []
+    # sbatch passes on what it is called from: a task of an array would give its own ids to a job it submits.
+    profile, lines = job.profile, [] if job.tasks else ["unset ${!SLURM_ARRAY_@}"]
+    lines.append(f"unset {NEVER}")
     if profile.cpus_per_task is not None:
         lines.append(f"export SRUN_CPUS_PER_TASK={profile.cpus_per_task}")
     lines += [f"module load {module}" for module in profile.modules]
@@ -136,10 +139,12 @@ def submit_slurm(functions: Sequence[Callable[[], Any]], job: Job) -> list[Queue
     """
     need_slurm()
     job = replace(job, tasks=len(functions) if len(functions) > 1 else None)
+    refuse_odd_path(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     pickles = [_pickle(function, job) for function in functions]
     script = job.folder / f".submission_file_{uuid.uuid4().hex}.sh"
     script.write_text(sbatch_text(job))
+    script.chmod(0o600)  # set-up lines may hold keys
     try:
         job_id = _sbatch(script)
     except UserError:
@@ -153,6 +158,15 @@ def submit_slurm(functions: Sequence[Callable[[], Any]], job: Job) -> list[Queue
         pickle.rename(paths.submitted_pickle)  # the job waits a minute for it
         queued.append(Queued(str(paths.job_id), paths.stdout, paths.stderr))
     return queued
+
+
+def refuse_odd_path(folder: Path) -> None:
+    """UserError where Slurm (% and backslash) or PYTHONPATH (:) would read a path as something else."""
+    for sign in "%\\:\n":
+        if sign in str(folder):
+            raise UserError(
+                f"run.dir={folder.parent}: {sign!r} in a path means something to Slurm; choose another"
+            )
 
 
 def need_slurm() -> None:

@@ -88,9 +88,7 @@ def preemption(config: Mapping[str, str], partitions: Mapping[str, Mapping[str, 
 def _verdict(title: str, mode: str, what: str, seen: Mapping[str, float | str], *, has_grace: bool) -> Line:
     if mode == "SUSPEND":
         what = "PreemptMode=SUSPEND: a job in the way is stopped where it is and keeps its memory"
-        remedy = (
-            "collectives may time out over the stop: choose a partition that requeues, or `mmsada submit resume` it"
-        )
+        remedy = "collectives may time out over the stop: choose a partition that requeues, or `mmsada resume` it"
         return Line(title, "warn", what, remedy)
     if mode == "CANCEL" and has_grace:
         remedy = f"a run asks for its requeue within the grace; {_MORE_CHECKPOINTS} where it cannot"

@@ -58,10 +58,12 @@ def srun_words(launch: Launch) -> list[str]:
     if launch.profile is None:
         return [*words, "--overlap", *inner]
     profile = launch.profile
-    words += [f"--time={max(1, round((launch.run_s + 60) / 60))}", *_asked(profile), *profile.srun_args]
+    words += [f"--time={max(1, round((launch.run_s + 60) / 60))}", *_asked(profile)]
+    words += [*profile.container, *profile.srun_args]
     interface = [f"export {variable}={profile.interface}" for variable in VARIABLES if profile.interface]
     python = profile.python or shlex.quote(sys.executable)
-    script = "\n".join([*profile.setup, *interface, f"exec {python} {shlex.join(inner[1:])}"])
+    modules = [f"module load {module}" for module in profile.modules]
+    script = "\n".join([*modules, *profile.setup, *interface, f"exec {python} {shlex.join(inner[1:])}"])
     return [*words, "bash", "-c", script]
 
 

@@ -40,7 +40,7 @@ class Follower:
                 queue = ask(facts.job_ids)
                 standing = stand(facts, queue)
                 self._copy_for(facts, _ASK_S if facts.job_ids else _LOOK_S)
-                if queue.silent:
+                if queue.silent and standing.state in (*ACTIVE, "unknown"):
                     self._say(f"Slurm does not answer ({queue.silent}); waiting for it")
                 elif standing.state not in ACTIVE:
                     return self._end(standing)

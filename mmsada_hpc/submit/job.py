@@ -13,7 +13,11 @@ from mmsada_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every rank of a job runs."""
+    """What every rank of a job runs.
+
+    Pickles name it by `mmsada_hpc.submit.job.TrainJob`, and `resume` lets an older copy of the code load them: neither
+    the module nor the fields may ever change.
+    """
 
     config: Path
     """The resolved config in the run folder."""

@@ -95,7 +95,9 @@ def _queue_links(config: Config, order: Order, code: Path) -> list[Queued]:
             # after the link before, however it ended: the last one to be needed finds the run finished
             profile = profile.model_copy(update={"dependency": ",".join([*first, f"afterany:{queued[-1].job_id}"])})
         (link,) = submit_slurm([TrainJob(config.run.dir / CONFIG_FILE)], job_of(config, profile, code=code))
-        add_job(config.run.dir, _record(link, order.profile, code=code, run_dir=config.run.dir))
+        # A link does not requeue itself; a later resume of the run, as one job, does.
+        usual = order.profile if order.chain == 1 else order.profile.model_copy(update={"requeue": True})
+        add_job(config.run.dir, _record(link, usual, code=code, run_dir=config.run.dir))
         queued.append(link)
     return queued
 

@@ -94,7 +94,7 @@ def test_a_killed_rank_ends_the_job_and_resume_goes_on_with_one_node(
     os.kill(run.pids()[1], signal.SIGKILL)
     run.wait_gone()
     assert time.monotonic() - begin < 40
-    assert f"no sign of life from rank 1 on {cluster.nodes[1]}" in run.said() or "rank 1" in run.said()
+    assert f"no sign of life from rank 1 on {cluster.nodes[1]}" in run.said()
     done = run.step
     launcher(cluster, "resume", run.dir, "--nodes", "1")
     run.wait_result()

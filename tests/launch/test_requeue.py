@@ -24,9 +24,24 @@ def test_a_cancelled_run_is_not_requeued_whatever_slurm_says(tmp_path: Path) -> 
     assert not decision.requeue and "was cancelled" in decision.why and "resume" in decision.why
 
 
-def test_a_link_of_a_chain_is_not_requeued(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("state", "marks"), [("RUNNING||None", False), ("COMPLETING||None", True)])
+def test_a_link_of_a_chain_is_not_requeued_and_a_cancelled_one_stops_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, marks: bool
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/bash\necho '7|{state}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     decision = decide(tmp_path, by_person=False, environ={**IN_JOB, "MMSADA_REQUEUE": "0"})
-    assert not decision.requeue and "the next job of the run goes on" in decision.why
+    assert not decision.requeue
+    assert (tmp_path / CANCELLED_FILE).exists() == marks
+    assert ("the next job of the run goes on" in decision.why) != marks
+
+
+def test_ranks_that_were_started_inside_somebodys_job_leave_that_job_alone(tmp_path: Path) -> None:
+    inside = {**IN_JOB, "SUBMITIT_EXECUTOR": "local"}
+    assert slurm_start_id(inside) == "local"
+    assert not decide(tmp_path, by_person=False, environ=inside).requeue
 
 
 def test_a_slurm_that_does_not_answer_is_told_and_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`submit.py resume`: the same code and settings, another number of ranks, and what it refuses."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE, read_jobs
 from mmsada_hpc.config import load_config
 from mmsada_hpc.submit.command import main
+from mmsada_hpc.submit.job import TrainJob
 from mmsada_hpc.submit.resume import add_arguments
 from tests.launch.fake_slurm import FakeSlurm, install
 
@@ -145,3 +147,8 @@ def test_every_word_has_help(word: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["--help"])
     assert f"submit.py {word} " in capsys.readouterr().out
+
+
+def test_pickles_name_the_job_where_older_copies_of_the_code_have_it() -> None:
+    assert f"{TrainJob.__module__}.{TrainJob.__qualname__}" == "mmsada_hpc.submit.job.TrainJob"
+    assert [field.name for field in dataclasses.fields(TrainJob)] == ["config"]
