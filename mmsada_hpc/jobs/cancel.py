@@ -17,7 +17,7 @@ from mmsada_hpc.cluster.squeue import Entry, SlurmSilentError, slurm
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.jobs.facts import Facts, checkpoint_words, is_rank_of, job_of, read_facts
-from mmsada_hpc.jobs.find import Found, find_run
+from mmsada_hpc.jobs.find import Found, find_runs
 from mmsada_hpc.jobs.queue import Queue, ask
 
 # Slurm gives a job KillWait (30 s as it comes) to save; a full epilog comes on top.
@@ -28,7 +28,7 @@ Answer = Literal["told", "nothing", "refused"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mmsada cancel`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or the ends of their paths")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, ends of their paths, or folders of runs (a grid)")
     parser.add_argument(
         "--wait",
         type=float,
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Cancel the runs; returns 0, or 1 where Slurm did not take it or a run is still there after the wait."""
     if args.wait < 0:
         raise UserError("--wait must be 0 or more seconds")
-    paths = [find_run(word) for word in args.runs]
+    paths = [run.path for run in find_runs(args.runs)]
     facts = [read_facts(Found(path, str(path))) for path in dict.fromkeys(paths)]
     queue = ask([job for one in facts for job in one.job_ids])
     answers = [_tell(one, queue) for one in facts]
