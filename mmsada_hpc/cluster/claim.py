@@ -30,7 +30,12 @@ def claim(run_dir: Path, world: World, *, start: str) -> str:
     """
     if world.rank == 0:
         token = f"{start}-{uuid.uuid4().hex[:8]}"
-        write_atomically(run_dir / _CLAIM, json.dumps({"start": token, "host": world.host}).encode())
+        try:
+            write_atomically(run_dir / _CLAIM, json.dumps({"start": token, "host": world.host}).encode())
+        except OSError as error:
+            raise UserError(
+                f"run.dir={run_dir} cannot be written ({error.strerror}): free space, or choose another run.dir"
+            ) from None
     else:
         token = None
     token = say_to_all(token)

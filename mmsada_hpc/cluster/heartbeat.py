@@ -76,10 +76,10 @@ class Heart:
         self._thread.join()
 
     def _beat(self) -> None:
+        count = 0  # of this thread alone: `now` is the main thread's
         while True:
-            ended = self._closed.is_set()
-            self.now = replace(self.now, count=self.now.count + 1, time=round(time.time(), 3))
-            self._write(self.now)
+            ended, count = self._closed.is_set(), count + 1
+            self._write(replace(self.now, count=count, time=round(time.time(), 3)))
             if ended:
                 return
             self._closed.wait(self.seconds)

@@ -37,8 +37,9 @@ def end_process(code: int) -> NoReturn:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # gone by itself
                 child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not keep it alive
+            stream.flush()
     os._exit(code)
 
 

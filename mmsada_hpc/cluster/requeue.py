@@ -1,6 +1,7 @@
 """After a stop inside a Slurm job: does this job ask to be run again, and how (law 6, D29-D34)."""
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from mmsada_hpc.cluster.job_record import CANCELLED_FILE
 from mmsada_hpc.cluster.squeue import RUNNING, Entry, SlurmSilentError, find_jobs, slurm
 from mmsada_hpc.durable import write_atomically
 
-NEVER = "MMSADA_REQUEUE"
-"""Set to 0 in the environment of a job that must not be run again, such as a link of a chain."""
+ASKED = "MMSADA_REQUEUE"
+"""1 in the environment of a job that may be run again, 0 of a link of a chain, which must not."""
 _TRIES, _BETWEEN_S = 3, 1.0
 
 
@@ -59,19 +60,23 @@ def decide(run_dir: Path, *, by_person: bool, environ: Mapping[str, str] | None 
         return Decision(False, "the same command goes on from there")
     if (run_dir / CANCELLED_FILE).exists():
         return Decision(False, f"not requeued: the run was cancelled; `submit.py resume {run_dir}` goes on")
-    is_link = env.get(NEVER) == "0"
+    is_link = env.get(ASKED) == "0"
     try:
         entry = _entry(job)
     except SlurmSilentError as error:
         return Decision(False, f"not requeued, as Slurm does not say whether job {job} was cancelled ({error})")
     if is_link and entry.state == RUNNING:
-        return Decision(False, f"not requeued, as {NEVER}=0: the next job of the run goes on")
+        return Decision(False, f"not requeued, as {ASKED}=0: the next job of the run goes on")
     if entry.state != RUNNING:
         if is_link and entry.reason == "None":  # not for a node that failed: then the next link should go on
             write_atomically(run_dir / CANCELLED_FILE, f"job {job} was cancelled\n".encode())
-        state = entry.state
+        ending = "so it was cancelled" if entry.reason == "None" else f"by {entry.reason}"
         return Decision(
-            False, f"not requeued: job {job} is {state}, so it was cancelled; `submit.py resume {run_dir}` goes on"
+            False, f"not requeued: job {job} is {entry.state}, {ending}; `submit.py resume {run_dir}` goes on"
+        )
+    if env.get(ASKED) != "1":
+        return Decision(
+            False, f"not requeued, as {ASKED}=1 is not set (the launcher's scripts do): the same command goes on"
         )
     return Decision(True, f"job {job} goes back to the queue, and on from there")
 
@@ -93,6 +98,8 @@ def requeue(handler: Callable[[], object] | None) -> None:
         handler()
     except SystemExit:  # submitit's way to end; this rank waits with the others, as an exit could end the job first
         return
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise SlurmSilentError(str(error)) from error
 
 
 def wait_to_be_ended(is_told: Callable[[], bool], *, patience_s: float) -> None:

@@ -15,7 +15,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 
 from mmsada_hpc.cluster.code import CODE
 from mmsada_hpc.cluster.profile import Profile
-from mmsada_hpc.cluster.requeue import NEVER
+from mmsada_hpc.cluster.requeue import ASKED
 from mmsada_hpc.cluster.squeue import SlurmSilentError, slurm
 from mmsada_hpc.errors import UserError
 
@@ -95,15 +95,13 @@ def _setup(job: Job) -> list[str]:
     """Shell lines before srun; the snapshot comes last, as a set-up line may change PYTHONPATH."""
     # sbatch passes on what it is called from: a task of an array would give its own ids to a job it submits.
     profile, lines = job.profile, [] if job.tasks else ["unset ${!SLURM_ARRAY_@}"]
-    lines.append(f"unset {NEVER}")
+    lines.append(f"export {ASKED}={int(profile.requeue)}")
     if profile.cpus_per_task is not None:
         lines.append(f"export SRUN_CPUS_PER_TASK={profile.cpus_per_task}")
     lines += [f"module load {module}" for module in profile.modules]
     lines += profile.setup
     if profile.interface is not None:
         lines += [f"export {variable}={profile.interface}" for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")]
-    if not profile.requeue:
-        lines.append(f"export {NEVER}=0")
     if job.code is not None:
         folder = shlex.quote(str(job.code))
         # `python -m` would look into the working folder first, which may be the checkout.
@@ -164,9 +162,7 @@ def refuse_odd_path(folder: Path) -> None:
     """UserError where Slurm (% and backslash) or PYTHONPATH (:) would read a path as something else."""
     for sign in "%\\:\n":
         if sign in str(folder):
-            raise UserError(
-                f"run.dir={folder.parent}: {sign!r} in a path means something to Slurm; choose another"
-            )
+            raise UserError(f"run.dir={folder.parent}: {sign!r} in a path means something to Slurm; choose another")
 
 
 def need_slurm() -> None:

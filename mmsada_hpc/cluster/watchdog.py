@@ -1,5 +1,6 @@
 """Nobody waits for ever: a thread that ends a rank which hears nothing new, and says who is to blame first."""
 
+import contextlib
 import faulthandler
 import sys
 import threading
@@ -50,11 +51,11 @@ class Watchdog:
 
     def _bark(self) -> None:
         beat = self._heart.now
-        print(
-            f"rank {beat.rank} on {beat.host} has waited for {self.patience_s:.0f} s ({_place(beat)}); Python stacks:",
-            file=sys.stderr,
-            flush=True,
-        )
+        waited = f"rank {beat.rank} on {beat.host} has waited for {self.patience_s:.0f} s ({_place(beat)})"
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a full disk has no room for the log, and must not keep it alive
+            print(f"{waited}; Python stacks:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=2, all_threads=True)
         self._say(f"error: no news for {self.patience_s:.0f} s (watch.step_seconds): {self.blame()}")
         # Ranks notice within moments of each other; the first to leave must not cut off the stacks of the last.
@@ -80,13 +81,14 @@ def blame(run_dir: Path, *, start: str, seconds: float, here: str) -> str:
         return f"no sign of life from {_names(silent)}{_rest(alive)}"
     if not alive:
         return "no rank has left a heartbeat in the run folder"
-    behind = min(_progress(beat) for beat in alive)
-    late = [beat for beat in alive if _progress(beat) == behind]
-    if len(late) == len(alive):
+    waiting = [beat for beat in alive if not beat.has_ended] or alive  # those that left have found out before
+    behind = min(_progress(beat) for beat in waiting)
+    late = [beat for beat in waiting if _progress(beat) == behind]
+    if len(late) == len(waiting):
         mute = without_answer({beat.host for beat in alive} - {here})
         network = f"{here} gets no answer from {', '.join(mute)}: the network is cut" if mute else "all hosts answer"
-        return f"{network}; all {len(alive)} ranks are alive, {_place(alive[0])}"
-    return f"furthest behind is {_names(late)}{_rest([beat for beat in alive if beat not in late])}"
+        return f"{network}; all {len(alive)} ranks are alive, {_place(waiting[0])}"
+    return f"furthest behind is {_names(late)}{_rest([beat for beat in waiting if beat not in late])}"
 
 
 def _progress(beat: Beat) -> tuple[int, int, int]:

@@ -6,7 +6,9 @@ flat batch of clips x frames (D3): `(N*T, H, W, C)` seen as `(N, T, H, W, C)` is
 permuted, so nothing is copied (law 4).
 """
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,6 +104,18 @@ class StreamSource:
         return tuple(np.repeat(x, repeats, axis=0) for x in arrays)
 
 
+@contextlib.contextmanager
+def _deaf_to_usr2() -> Iterator[None]:
+    """Processes started inside never see Slurm's warning signal, which may go to every process of a job and by default
+    ends them (D34): the rank would wait for its readers for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def build_pipeline(
     source: StreamSource, *, stream: Stream, is_video: bool, batch: int, settings: PipelineSettings
 ) -> Pipeline:
@@ -192,9 +206,10 @@ class StreamPipeline:
         self._pipeline = build_pipeline(
             self._source, stream=stream, is_video=self._is_video, batch=batch, settings=settings
         )
-        if settings.readers:
-            self._pipeline.start_py_workers()
-        self._pipeline.build()
+        with _deaf_to_usr2():
+            if settings.readers:
+                self._pipeline.start_py_workers()
+            self._pipeline.build()
         self._iteration = 0
 
     def next(self) -> Tensor:

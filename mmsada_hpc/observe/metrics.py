@@ -145,6 +145,11 @@ class MetricsLog:
         if self._tensorboard_dir is not None:
             self._write_board(whole)
 
+    def sync(self) -> None:
+        """The rows so far are on the disk on return."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def truncate_after(self, global_step: int, *, evaluations_too: bool = False) -> list[dict[str, Any]]:
         """Removes the train and eval rows of later steps, so that the steps run again after a kill replace them.
 

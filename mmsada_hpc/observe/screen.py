@@ -36,10 +36,10 @@ class Screen:
 
     def alarm(self, text: str) -> None:
         """For what must be seen from any rank: to the log, and to what was standard error before."""
-        print(text, file=sys.stderr, flush=True)
-        if self._errors is not None:
-            with contextlib.suppress(OSError):  # the log has it
-                print(text, file=self._errors, flush=True)
+        for out in (self._errors, sys.stderr):
+            with contextlib.suppress(OSError):  # one of them may be on a full disk
+                if out is not None:
+                    print(text, file=out, flush=True)
 
     def set_live(self, line: str) -> None:
         """Shows `line` in place at the bottom of a terminal, "" takes it away. Does nothing without a terminal."""

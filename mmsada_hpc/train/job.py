@@ -69,6 +69,8 @@ def _end_or_requeue(stopped: Stopped, stop: StopFlag, run_dir: Path) -> None:
 
 
 def _requeue(stopped: Stopped, stop: StopFlag) -> None:
+    from submitit.core.utils import UncompletedJobError
+
     from mmsada_hpc.cluster.requeue import requeue
     from mmsada_hpc.cluster.squeue import SlurmSilentError
 
@@ -78,7 +80,7 @@ def _requeue(stopped: Stopped, stop: StopFlag) -> None:
         requeue(
             None if former is None or stopped.number is not signal.SIGUSR2 else lambda: former(signal.SIGUSR2, None)
         )
-    except SlurmSilentError as error:
+    except (SlurmSilentError, UncompletedJobError) as error:
         raise UserError(f"Slurm did not requeue the job ({error}); `submit.py resume` goes on from there") from None
 
 

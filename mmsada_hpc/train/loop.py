@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmsada_hpc.cluster.join import say_to_all
-from mmsada_hpc.config import StageConfig
+from mmsada_hpc.config import Config, StageConfig
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import Factors, moment, stage_of
@@ -65,14 +65,14 @@ class TrainLoop:
         """From `state` to the end of stage 2."""
         engine: Engine | None = None
         is_resumed = bool(state.model)
-        for stage in range(state.position.stage, 3):
+        for stage in range(state.position.stage, last_position(self.config).stage + 1):
             steps = stage_of(self.config.train, stage).steps
             if engine is not None:
                 state = TrainState(Position(stage, 0), engine.model_state(), {})
                 engine.close()
             engine = self.start_stage(stage, state)
             if is_resumed:
-                self._evaluate_what_is_missing(engine, state.position, steps)
+                self._evaluate_what_is_missing(engine, state.position)
                 is_resumed = False
             if state.position.step < steps:
                 self._run_stage(engine, stage, start=state.position.step, steps=steps)
@@ -104,12 +104,12 @@ class TrainLoop:
                 done = Position(stage, step + 1)
                 progress.update(step + 1, row)
                 reason, best = agreed_signal(told[:-1]), None
-                if reason is None and self._evaluates_after(done, steps):
+                if reason is None and self._evaluates_after(done):
                     try:
                         best = self._evaluate(engine, done, self._sets_of(done), progress.message)
                     except Interrupted as interrupted:
                         reason = interrupted.number  # a resume evaluates before it goes on
-                if reason or best or told[-1] or self._saves_after(done, steps):
+                if reason or best or told[-1] or self._saves_after(done):
                     self._save(engine, done, best=best)
                 if reason:
                     self.checkpoints.close()
@@ -202,9 +202,9 @@ class TrainLoop:
         before = self.config.train.stage1.steps if done.stage == 2 else 0
         return {"kind": kind, "stage": done.stage, "step": done.step, "global_step": before + done.step}
 
-    def _evaluates_after(self, done: Position, steps: int) -> bool:
+    def _evaluates_after(self, done: Position) -> bool:
         every = self.config.eval.every
-        if done.stage == 2 and done.step == steps:
+        if done == last_position(self.config):
             return False  # the end is scored by the caller, on every set
         return self._is_named(done) or (bool(every) and done.step % every == 0)
 
@@ -222,30 +222,35 @@ class TrainLoop:
             found = {name: self.score(engine, name, done) for name in sets}
         parts = [f"{name} {summary['top1']:.1f} %" for name, summary in found.items()]
         say(f"stage {done.stage} step {done.step}: top-1 {', '.join(parts)}")
+        return self._best_of({name: float(summary["top1"]) for name, summary in found.items()})
+
+    def _best_of(self, top1: Mapping[str, float]) -> Score | None:
         name = self.config.checkpoint.best_by
-        if name is None or name not in found:
+        if name is None or name not in top1:
             return None
-        score = Score(name, float(found[name]["top1"]))
+        score = Score(name, top1[name])
         return score if say_to_all(self.checkpoints.is_best(score) if self.is_main else None) else None
 
-    def _evaluate_what_is_missing(self, engine: Engine, position: Position, steps: int) -> None:
+    def _evaluate_what_is_missing(self, engine: Engine, position: Position) -> None:
         """A run may have been stopped between an update and the evaluation that follows it."""
-        if not position.step or not self._evaluates_after(position, steps):
+        if not position.step or not self._evaluates_after(position):
             return
-        missing = None
-        if self.is_main:
-            place = self._position_row("eval", position)
-            rows = [row for row in read_metrics(self.config.run.dir) if place.items() <= row.items()]
-            missing = [name for name in self._sets_of(position) if name not in [row["set"] for row in rows]]
-        missing = say_to_all(missing)
+        known = say_to_all(self._scored_at(position) if self.is_main else None)
+        missing = [name for name in self._sets_of(position) if name not in known]
         if not missing:
             return
         try:
-            best = self._evaluate(engine, position, missing, self.screen.print)
+            best = self._evaluate(engine, position, missing, self.screen.print) or self._best_of(known)
             if best is not None:
                 self._save(engine, position, best=best)
         except Interrupted as interrupted:
             raise Stopped("in an evaluation", interrupted.number) from None
+
+    def _scored_at(self, position: Position) -> dict[str, float]:
+        """Top-1 by set, of the rows that a former start wrote at a position."""
+        place = self._position_row("eval", position)
+        rows = [row for row in read_metrics(self.config.run.dir) if place.items() <= row.items()]
+        return {row["set"]: float(row["top1"]) for row in rows}
 
     def leave_if_told(self) -> None:
         """Between two batches of an evaluation: all ranks stop, or none.
@@ -275,19 +280,25 @@ class TrainLoop:
             self.metrics.write({**self._position_row("eval", done), "set": name, **logged, "seconds": scores.seconds})
         return summary
 
-    def _saves_after(self, done: Position, steps: int) -> bool:
+    def _saves_after(self, done: Position) -> bool:
         every = self.config.checkpoint.every
-        is_end = done.stage == 2 and done.step == steps
-        return is_end or self._is_named(done) or (bool(every) and done.step % every == 0)
+        return done == last_position(self.config) or self._is_named(done) or (bool(every) and done.step % every == 0)
 
     def _save(self, engine: Engine, done: Position, *, best: Score | None) -> None:
         self.watch.heart.say("save", step=done.step)
         with self.ledger.spend("checkpoint"):
             state = TrainState(done, engine.model_state(), engine.momentum())
             if self.is_main:
+                self.metrics.sync()  # a checkpoint that outlives its host must not be ahead of its rows
                 self.checkpoints.save(state, keep_as_best=best)
             dist.barrier()
         self.saved_at = time.monotonic()
+
+
+def last_position(config: Config) -> Position:
+    """The end of a run; one without a stage 2 ends with stage 1."""
+    train = config.train
+    return Position(2, train.stage2.steps) if train.stage2.steps else Position(1, train.stage1.steps)
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:

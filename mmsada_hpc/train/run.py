@@ -31,7 +31,7 @@ from mmsada_hpc.observe.summary import result_table
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
 from mmsada_hpc.train.engine import gradient_dtype
 from mmsada_hpc.train.evaluate import score_set
-from mmsada_hpc.train.loop import Trained, TrainLoop
+from mmsada_hpc.train.loop import Trained, TrainLoop, last_position
 from mmsada_hpc.train.setup import Setup
 from mmsada_hpc.train.stop import Interrupted, StopFlag, Stopped
 from mmsada_hpc.train.watch import Watch, watching
@@ -92,9 +92,9 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[s
         background=config.checkpoint.background,
         owner=holds_claim(config.run.dir, start),
     )
-    finished = _finished_result(config)
+    finished = say_to_all((_finished_result(config) or {}) if is_main else None)
     state = _load(setup, checkpoints)
-    if finished is not None and state.position == _end(config):
+    if finished and state.position == last_position(config):
         screen.print(f"{config.run.dir} is finished already; `mmsada report {config.run.dir}` shows it")
         return finished
     if state.model:
@@ -125,6 +125,7 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[s
         except Stopped:
             ledger.close("stopped")
             raise
+        checkpoints.wait()
         ledger.close("finished")
     result["seconds"] = say_to_all(_seconds_in_all(config.run.dir) if is_main else None)
     if is_main:
@@ -140,7 +141,7 @@ def _train_and_score(setup: Setup, loop: TrainLoop, state: TrainState) -> dict[s
             _store_features(setup, loop, state, "before")
         trained = loop.run(state)
         with loop.ledger.spend("evaluate"):
-            evaluations = {name: loop.score(trained.engine, name, _end(config)) for name in config.eval.sets}
+            evaluations = {name: loop.score(trained.engine, name, last_position(config)) for name in config.eval.sets}
             if config.observe.features:
                 _store_features(setup, loop, None, "after", trained)
     except Interrupted as interrupted:
@@ -157,16 +158,12 @@ def _load(setup: Setup, checkpoints: Checkpoints) -> TrainState:
     return checkpoints.load(checkpoints.folder / name) if name else TrainState(Position(), {}, {})
 
 
-def _end(config: Config) -> Position:
-    return Position(2, config.train.stage2.steps)
-
-
 def _drop_later_rows(metrics: MetricsLog, config: Config, state: TrainState) -> list[dict[str, Any]]:
     """Take the rows out of the log that are about to be made again; returns them."""
     if not state.model:
         return metrics.truncate_after(-1)
     before = config.train.stage1.steps if state.position.stage == 2 else 0
-    return metrics.truncate_after(before + state.position.step, evaluations_too=state.position == _end(config))
+    return metrics.truncate_after(before + state.position.step, evaluations_too=state.position == last_position(config))
 
 
 def _write_start(setup: Setup, start: str) -> None:

@@ -2,6 +2,7 @@
 boundary, all save. This file needs no torch, so that a job can listen from its first moment on.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopFlag:
-    """Which signals this rank has seen. Nothing but the counts is touched inside the handler."""
+    """Which signals this rank has seen. The handler only counts, and lets a second Ctrl-C end the process."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(SIGNALS, 0)
@@ -23,6 +24,9 @@ class StopFlag:
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.counts[signal.Signals(number)] += 1
+        if number == signal.SIGINT and self.counts[signal.SIGINT] > 1:  # a person who does not want to wait
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     @contextmanager
     def listening(self) -> Iterator["StopFlag"]:

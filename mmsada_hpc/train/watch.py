@@ -38,7 +38,7 @@ class Watch:
         """From now on a step that takes long is a fault: the start has compiled, decoded and connected (D28)."""
         if self.dog.patience_s != self.step_seconds:
             self.dog.patience_s = self.step_seconds
-            set_patience(timedelta(seconds=self.step_seconds + _MARGIN_S))
+            set_patience(timedelta(seconds=self.step_seconds + max(_MARGIN_S, 6 * self.heart.seconds)))
 
 
 @contextmanager
@@ -56,12 +56,14 @@ def watching(config: Config, world: World, screen: Screen, *, start: str) -> Ite
         yield Watch(heart, dog, config.watch.step_seconds)
     except (Stopped, Interrupted):
         heart.close("end")  # the ranks now wait for Slurm, which may take its time
+        dog.close()
         raise
     except Exception as error:
         dog.expect_end()
         if not _is_loss(error):
             heart.close("failed", why=f"{error}")
             screen.alarm(f"error: rank {world.rank} on {world.host}: {error}")
+            dog.close()
             raise
         who = dog.blame()
         heart.close("lost", why=who)
@@ -70,11 +72,11 @@ def watching(config: Config, world: World, screen: Screen, *, start: str) -> Ite
             f"`submit.py resume {config.run.dir}` goes on from the last checkpoint"
         )
         screen.alarm(f"error: {lost}")
+        # The dog stays: what libraries do at exit may wait for the rank that is gone.
         raise LostRankError(lost) from error
     else:
         heart.close("end")
-    finally:
-        dog.close()
+    dog.close()
 
 
 def _is_loss(error: Exception) -> bool:

@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[Fault, float, str]] = {
     "a rank is killed": (kill_a_rank, 30, "rank 3 on {n2}"),
     "rank 0 hangs": (stop_rank_0, 60, "no sign of life from rank 0 on {n1}"),
     "a node is cut off": (cut_off_a_node, 90, "{n1} gets no answer from {n2}: the network is cut"),
-    "a slurmd dies": (kill_a_slurmd, 90, ""),
+    "a slurmd dies": (kill_a_slurmd, 90, "stopped by SIGTERM"),
 }
 
 

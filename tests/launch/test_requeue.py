@@ -7,7 +7,7 @@ import pytest
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE, JobRecord, add_job, read_jobs
 from mmsada_hpc.cluster.requeue import decide, slurm_job_id, slurm_start_id, wait_to_be_ended
 
-IN_JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
+IN_JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", "MMSADA_REQUEUE": "1"}
 
 
 def test_outside_slurm_a_stop_is_the_end(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A rank that dies or hangs: the others end within a bound and say which rank, on which host, and where it was."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mmsada_hpc.cluster.heartbeat import Beat, read_beats
@@ -129,3 +131,19 @@ def test_a_start_that_was_taken_over_writes_no_more(ranks: Ranks, tmp_path: Path
     assert code != 0
     assert "taken over by another start of this run (other.1 on mn9)" in said
     assert ranks.end_of(1, within=30)[0] != 0
+
+
+def test_a_warning_signal_to_every_process_leaves_the_readers_alive_and_saves(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    """Slurm may signal every process of a job, the decoders' readers too (D34)."""
+    run = Ranks(tiny_run(tiny_store, tmp_path / "run", *LONG, *WATCH, "data.readers=1"), tmp_path / "run")
+    everything = [p for rank in run.processes for p in psutil.Process(rank.pid).children(recursive=True)]
+    assert len(everything) >= 4, "a reader a stream and rank, at least"
+    for process in (*everything, *(psutil.Process(rank.pid) for rank in run.processes)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR2)
+    ends = [run.end_of(rank, within=60) for rank in (0, 1)]
+    assert [code for code, _ in ends] == [128 + signal.SIGUSR2] * 2
+    saved = sorted((tmp_path / "run/checkpoints").glob("stage*"))[-1]
+    assert int(saved.name[-8:]) == max(row["step"] for row in rows(tmp_path / "run"))

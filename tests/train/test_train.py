@@ -165,3 +165,14 @@ def test_other_engines_precisions_and_methods_run_and_save(tiny_store: Store, tm
     assert set(state["momentum"]) <= set(state["model"])
     assert len(state["momentum"]) > 100
     assert all(value.dtype == torch.float32 for value in state["model"].values())
+
+
+def test_a_run_without_a_second_stage_is_saved_at_its_end_and_not_trained_again(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    words = tiny_run(tiny_store, tmp_path / "run", "train.stage1.steps=2", "train.stage2.steps=0", "checkpoint.every=0")
+    for _ in range(2):
+        out, err = (process := start(words)).communicate(timeout=120)
+        assert process.returncode == 0, out + err
+    assert "is finished already" in out
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("stage*")] == ["stage1-step00000002"]
