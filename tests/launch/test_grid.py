@@ -147,7 +147,7 @@ def test_a_run_of_a_local_grid_gets_every_flag_that_the_grid_got(
 ) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("executor: local\npython: /nowhere/python\n")
-    flags = ["--cluster", str(profile), "--tasks-per-node", "2", "--gpus-per-node", "1", "--mem", "3", "--time", "60"]
+    flags = ["--cluster", str(profile), "--tasks-per-node", "2", "--gpus-per-node", "1", "--time", "60"]
     (tmp_path / "store.json").touch()
     command = ["--config", str(grid_file), *flags, "--only", "K1-K2/half/7", f"data.store={tmp_path}"]
     assert main(command) == 1, "there is no such Python"

@@ -73,3 +73,9 @@ def test_an_unknown_cluster_names_those_there_are() -> None:
         match=r"--cluster slrum: neither a profile \(debug, local, slurm, slurm_container, slurm_cpu\) nor a YAML file",
     ):
         load_profile("slrum")
+
+
+@pytest.mark.parametrize("flag", [{"partition": "gpu"}, {"mem_gb": 3}, {"dependency": "afterok:1"}])
+def test_a_flag_for_slurm_is_refused_on_this_host(flag: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(flag))} is for Slurm, and --cluster local runs on this host"):
+        load_profile("local", flag)
