@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmsada_hpc.errors import UserError
@@ -23,11 +24,18 @@ def package_folders() -> tuple[Path, Path]:
 @functools.cache
 def code_hash() -> str:
     """Twelve hex digits over every file of both packages, configs/ apart, which the config's own hash covers."""
+    return hash_of(
+        (str(path.relative_to(folder)), path.read_bytes())
+        for folder in package_folders()
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and "configs" not in p.parts)
+    )
+
+
+def hash_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """Twelve hex digits over the names and contents of files, in their order."""
     digest = hashlib.sha256()
-    for folder in package_folders():
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and "configs" not in p.parts):
-            digest.update(f"{path.relative_to(folder)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, content in files:
+        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()[:12]
 
 

@@ -2,7 +2,6 @@
 whatever is edited while it waits.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmsada_hpc.cluster.code import CODE, package_folders
+from mmsada_hpc.cluster.code import CODE, hash_of, package_folders
 from mmsada_hpc.config import config_folder
 from mmsada_hpc.durable import sync_folder, write_atomically
 from mmsada_hpc.errors import UserError
@@ -36,7 +35,7 @@ def take_snapshot(folder: Path) -> Path:
         UserError: it could not be written.
     """
     files = dict(sorted(_files()))
-    name = _hash(files)
+    name = hash_of(files.items())
     final = folder / name
     if final.is_dir():
         return final
@@ -58,7 +57,7 @@ def take_snapshot(folder: Path) -> Path:
 
 def snapshot_name() -> str:
     """The folder that `take_snapshot` would make of the code as it is now."""
-    return _hash(dict(sorted(_files())))
+    return hash_of(sorted(_files()))
 
 
 def code_variables(snapshot: Path | None) -> dict[str, str]:
@@ -82,13 +81,6 @@ def _files() -> Iterator[tuple[str, bytes]]:
             inside = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") or part.endswith(_LEFT_OUT) for part in inside.parts):
                 yield f"{name}/{inside}", path.read_bytes()
-
-
-def _hash(files: dict[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for path, content in files.items():
-        digest.update(f"{path}\0".encode() + hashlib.sha256(content).digest())
-    return digest.hexdigest()[:12]
 
 
 def _write_record(folder: Path, name: str) -> None:

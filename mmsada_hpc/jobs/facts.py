@@ -1,6 +1,5 @@
 """What the files of a run say, read without torch and without its large files."""
 
-import json
 import os
 import re
 import socket
@@ -11,18 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmsada_hpc.cluster.heartbeat import Beat, read_beats
 from mmsada_hpc.cluster.job_record import CANCELLED_FILE, JobRecord, read_jobs
 from mmsada_hpc.jobs.find import CONFIG_FILE, Found
 from mmsada_hpc.jobs.tail import Recent, read_recent
-from mmsada_hpc.observe.record import read_record
+from mmsada_hpc.observe.record import read_json, read_record, read_yaml
 from mmsada_hpc.observe.runs import RESULT_FILE
 from mmsada_hpc.observe.screen import log_path
 
 Row = dict[str, Any]
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _READERS = 16
 # A beat may be late (a busy file server, clocks of hosts that differ) without meaning anything.
 _BEATS, _LEAST_SILENCE_S, _BEAT_S = 10, 60.0, 5.0
@@ -131,12 +127,12 @@ def read_facts(run: Found) -> Facts:
     return Facts(
         path=run.path,
         name=run.name,
-        config=_read_yaml(run.path / CONFIG_FILE),
+        config=read_yaml(run.path / CONFIG_FILE),
         jobs=tuple(read_jobs(run.path)),
         starts=tuple(read_record(run.path)),
         beats=tuple(beat for beat in beats if beat.start == newest),
         is_cancelled=(run.path / CANCELLED_FILE).exists(),
-        result=_read_json(run.path / RESULT_FILE),
+        result=read_json(run.path / RESULT_FILE) or None,
         recent=read_recent(run.path),
         checkpoints=_checkpoints(run.path / "checkpoints"),
     )
@@ -159,19 +155,3 @@ def checkpoint_words(name: str) -> str:
     """`step 25 of stage 1` of `stage1-step00000025`."""
     match = _CHECKPOINT.fullmatch(name)
     return f"step {int(match[2])} of stage {match[1]}" if match else name
-
-
-def _read_yaml(path: Path) -> Row:
-    try:
-        value = yaml.load(path.read_bytes(), Loader=_LOADER)
-    except (OSError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _read_json(path: Path) -> Row | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

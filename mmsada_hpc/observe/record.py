@@ -8,14 +8,17 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmsada_hpc.observe.git_state import code_state
 
 RECORD_FILE = "run.json"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: hundreds of configs a second
 _PACKAGES = (
     "mmsada-hpc",
     "torch",
@@ -37,6 +40,24 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping; empty where there is none that can be read."""
+    return _mapping(path, json.loads)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; empty where there is none that can be read."""
+    return _mapping(path, lambda text: yaml.load(text, Loader=_LOADER))
+
+
+def _mapping(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:

@@ -7,10 +7,10 @@ from mmsada_hpc.cluster.snapshot import snapshot_name
 from mmsada_hpc.config import Config, StageConfig, dump_config
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.manifest import MANIFEST
+from mmsada_hpc.observe.record import read_json
 from mmsada_hpc.observe.wording import duration
 from mmsada_hpc.submit.estimate import Ramp, cost_of, former_speed, memory_of, ramp_of
 from mmsada_hpc.submit.queue import Order, folder_of, job_of, note_job, script_words
-from mmsada_hpc.submit.run_folder import read_json
 
 _CLASSES = 8  # EPIC's verbs, where there is no store to ask
 

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmsada_hpc.config import Config
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.methods import moment
-from mmsada_hpc.observe.record import read_record
+from mmsada_hpc.observe.record import read_json, read_record, read_yaml
 from mmsada_hpc.observe.runs import RESULT_FILE
-from mmsada_hpc.submit.run_folder import CONFIG_FILE, read_json, read_yaml
+from mmsada_hpc.submit.run_folder import CONFIG_FILE
 from mmsada_hpc.train.module import TrainModule
 
 _FLOAT_BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}

@@ -1,7 +1,7 @@
 """A run folder before its first start: the config that its jobs read, and what forbids to use the folder for it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +121,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A mapping; empty where there is none that can be read."""
-    return _mapping(path, json.loads)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping; empty where there is none that can be read."""
-    return _mapping(path, yaml.safe_load)
-
-
-def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    try:
-        found = parse(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -47,6 +47,14 @@ class Best:
     score: Score
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint that was read to its end."""
+
+    path: Path
+    state: TrainState
+
+
 class Checkpoints:
     """The checkpoints of one run folder. Rank 0 writes and chooses; every rank may `load` the chosen one."""
 
@@ -111,25 +119,31 @@ class Checkpoints:
         """The same as `wait`: nothing else is held."""
         self.wait()
 
-    def load_newest(self) -> TrainState | None:
-        """The newest whole checkpoint; damaged ones are named and passed over. None if there is none.
+    def newest_whole(self) -> Whole | None:
+        """Where the newest whole checkpoint lies, and what it holds; for rank 0, which tells the others to `load` it.
+
+        Damaged ones are named and passed over. Puts right what a crash has left behind; so call it before anything is
+        saved, and on one rank.
 
         Raises:
             UserError: the folder holds another run.
         """
-        found = self._newest()
-        return None if found is None else found[1]
-
-    def newest_whole(self) -> Path | None:
-        """Where the newest whole checkpoint lies, read to its end; for rank 0, which tells the others to `load` it.
-
-        Puts right what a crash has left behind; so call it before anything is saved, and on one rank.
-
-        Raises:
-            UserError: the folder holds another run.
-        """
-        found = self._newest()
-        return None if found is None else found[0]
+        self.wait()
+        self._recover()
+        saved = self.saved()
+        for path in reversed(saved):
+            try:
+                manifest, state = self._read(path)
+            except DamagedError as error:
+                self._damaged.add(path.name)
+                self._warn(f"{path} is damaged ({error}); passed over")
+                continue
+            if manifest.best is not None:  # a crash may have come before the pointer
+                self._point_to_best(path.name, manifest.best)
+            return Whole(path, state)
+        if saved:
+            self._warn(f"{self.folder}: none of {len(saved)} checkpoints is whole; the run begins anew")
+        return None
 
     def load(self, path: Path) -> TrainState:
         """A checkpoint that rank 0 found to be whole; changes nothing in the folder.
@@ -189,24 +203,6 @@ class Checkpoints:
         os.rename(temporary, final)
         sync_folder(self.folder)
         shutil.rmtree(aside, ignore_errors=True)
-
-    def _newest(self) -> tuple[Path, TrainState] | None:
-        self.wait()
-        self._recover()
-        saved = self.saved()
-        for path in reversed(saved):
-            try:
-                manifest, state = self._read(path)
-            except DamagedError as error:
-                self._damaged.add(path.name)
-                self._warn(f"{path} is damaged ({error}); passed over")
-                continue
-            if manifest.best is not None:  # a crash may have come before the pointer
-                self._point_to_best(path.name, manifest.best)
-            return path, state
-        if saved:
-            self._warn(f"{self.folder}: none of {len(saved)} checkpoints is whole; the run begins anew")
-        return None
 
     def _read(self, path: Path) -> tuple[Manifest, TrainState]:
         manifest = read_manifest(path)

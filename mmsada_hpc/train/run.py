@@ -153,9 +153,12 @@ def _train_and_score(setup: Setup, loop: TrainLoop, state: TrainState) -> dict[s
 
 def _load(setup: Setup, checkpoints: Checkpoints) -> TrainState:
     """The newest whole checkpoint, chosen by rank 0 for all; the start of the run where there is none."""
-    path = checkpoints.newest_whole() if setup.world.rank == 0 else None
-    name = say_to_all(("" if path is None else path.name) if setup.world.rank == 0 else None)
-    return checkpoints.load(checkpoints.folder / name) if name else TrainState(Position(), {}, {})
+    found = checkpoints.newest_whole() if setup.world.rank == 0 else None
+    own_name = "" if found is None else found.path.name
+    name = say_to_all(own_name if setup.world.rank == 0 else None)
+    if not name:
+        return TrainState(Position(), {}, {})
+    return checkpoints.load(checkpoints.folder / name) if found is None else found.state
 
 
 def _drop_later_rows(metrics: MetricsLog, config: Config, state: TrainState) -> list[dict[str, Any]]:

@@ -38,11 +38,6 @@ class StopFlag:
             for number, handler in self.former.items():
                 signal.signal(number, handler)
 
-    @property
-    def is_told(self) -> bool:
-        """Whether any signal has come."""
-        return any(self.counts.values())
-
     def flags(self) -> list[float]:
         """1 for each of `SIGNALS` that this rank has seen, to be added up over ranks."""
         return [float(self.counts[number] > 0) for number in SIGNALS]

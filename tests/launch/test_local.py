@@ -42,7 +42,7 @@ def save_when_told():
     from mmsada_hpc.train.stop import StopFlag
     with StopFlag().listening() as stop:
         print("waiting", os.getpid(), flush=True)
-        while not stop.is_told:
+        while not any(stop.flags()):
             time.sleep(0.02)
     print("saved", flush=True)
 

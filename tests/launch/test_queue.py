@@ -195,7 +195,7 @@ def test_the_environment_is_kept_without_secrets() -> None:
         "PATH": "/bin",
         "MMSADA_API_KEY": "x",
         "PYTHON_KEYRING_PASSWORD": "x",
-        "HOME": "/root",
+        "HOME": "/home/me",
     }
     assert relevant_variables(given) == {"NCCL_DEBUG": "INFO", "PATH": "/bin", "SLURM_JOB_ID": "1"}
 

@@ -59,8 +59,17 @@ def test_a_job_is_named_as_slurm_writes_it() -> None:
 
 
 def test_waiting_to_be_ended_has_an_end() -> None:
-    wait_to_be_ended(lambda: False, patience_s=0.2)
-    wait_to_be_ended(lambda: True, patience_s=1000)
+    asked: list[bool] = []
+
+    def told(answer: bool) -> bool:
+        asked.append(answer)
+        return answer
+
+    wait_to_be_ended(lambda: told(False), patience_s=0.25)
+    assert len(asked) > 1, "it looks again and again, and then gives up"
+    asked.clear()
+    wait_to_be_ended(lambda: told(True), patience_s=1000)
+    assert asked == [True], "told, it leaves at once"
 
 
 def test_jobs_of_a_run_are_kept_in_order_and_a_torn_line_is_left_out(tmp_path: Path) -> None:

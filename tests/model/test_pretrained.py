@@ -278,11 +278,11 @@ def test_a_training_run_says_what_it_starts_from_and_starts_there(tiny_store: St
     assert "starting from rgb from source.pt (PyTorch, piergiaj's layout, sha256 " in out
     assert "starting from flow from source.pt" in out and "running statistics will be left" not in out
     state = Checkpoints(tmp_path / "run", keep=1, config_hash=config_hash(load_config(tmp_path / "run/config.yaml")))
-    trained = state.load_newest()
-    assert trained is not None and trained.position == Position(2, 2)
+    trained = state.newest_whole()
+    assert trained is not None and trained.state.position == Position(2, 2)
     for stream, file in (("rgb", rgb), ("flow", flow)):
         weight = open_pretrained(file).tensors["Mixed_5c.b0.conv3d.weight"]
-        got = trained.model[f"network.streams.{stream}.Mixed_5c.b0.conv3d.weight"]
+        got = trained.state.model[f"network.streams.{stream}.Mixed_5c.b0.conv3d.weight"]
         torch.testing.assert_close(got, weight, rtol=0, atol=1e-7)
 
 

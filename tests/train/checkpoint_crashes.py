@@ -106,12 +106,12 @@ def what_is_left(run_dir: Path) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)  # the kill may have come before it
     remains = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
     reading = checkpoints(run_dir)
-    found = reading.load_newest()
+    found = reading.newest_whole()
     row: dict[str, object] = {"remains": remains, "step": None, "values": None}
     if found is not None:
-        values = found.model["w"].unique().tolist()
+        values = found.state.model["w"].unique().tolist()
         best = reading.best()
-        row |= {"step": found.position.step, "values": values, "start": found.model["start"].item()}
+        row |= {"step": found.state.position.step, "values": values, "start": found.state.model["start"].item()}
         row |= {"best": best and [best.path.name, best.score.value], "saved": [path.name for path in reading.saved()]}
         row["latest"] = (folder / "latest").read_text()
         row["broken"] = [path.name for path in reading.saved() if not is_whole(reading, path)]

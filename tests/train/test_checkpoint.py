@@ -64,12 +64,12 @@ def test_what_was_saved_is_read_back_bit_for_bit(tmp_path: Path, background: boo
     checkpoints = Checkpoints(tmp_path, keep=1, config_hash="h", background=background)
     checkpoints.save(TrainState(Position(2, 9), model, {}))
     checkpoints.close()
-    found = Checkpoints(tmp_path, keep=1, config_hash="h").load_newest()
-    assert found is not None and found.position == Position(2, 9) and found.momentum == {}
-    assert list(found.model) == list(model)
+    found = Checkpoints(tmp_path, keep=1, config_hash="h").newest_whole()
+    assert found is not None and found.state.position == Position(2, 9) and found.state.momentum == {}
+    assert list(found.state.model) == list(model)
     for name, value in model.items():
-        assert found.model[name].dtype == value.dtype
-        assert torch.equal(found.model[name], value)
+        assert found.state.model[name].dtype == value.dtype
+        assert torch.equal(found.state.model[name], value)
     assert (checkpoints.saved()[0] / "state.pt").stat().st_size < 100_000, "a view is saved without what it views"
 
 
@@ -81,9 +81,9 @@ def test_the_state_is_that_of_the_moment_of_the_save(tmp_path: Path) -> None:
     training.model["w"].fill_(-1)
     training.momentum["w"].fill_(-1)
     go_on.set()
-    found = checkpoints.load_newest()
+    found = checkpoints.newest_whole()
     assert found is not None
-    assert found.model["w"].unique().tolist() == [1.0] and found.momentum["w"].unique().tolist() == [0.0]
+    assert found.state.model["w"].unique().tolist() == [1.0] and found.state.momentum["w"].unique().tolist() == [0.0]
 
 
 def test_a_save_holds_the_caller_for_the_copy_and_for_the_write_before_it(tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_a_step_that_is_saved_again_replaces_the_one_before(tmp_path: Path) -> N
     checkpoints = Checkpoints(tmp_path, keep=2, config_hash="h")
     save(checkpoints, 1, 2)
     checkpoints.save(TrainState(Position(1, 2), {"w": torch.ones(3)}, {}))
-    found = checkpoints.load_newest()
-    assert found is not None and found.model["w"].tolist() == [1, 1, 1]
+    found = checkpoints.newest_whole()
+    assert found is not None and found.state.model["w"].tolist() == [1, 1, 1]
     assert names(checkpoints) == ["stage1-step00000001", "stage1-step00000002"]
 
 
@@ -250,11 +250,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, what: str
     damage, why = DAMAGE[what]
     newest = tmp_path / "checkpoints/stage1-step00000002"
     damage(newest)
-    found = checkpoints.load_newest()
-    assert found is not None and found.position == Position(1, 1)
+    found = checkpoints.newest_whole()
+    assert found is not None and found.state.position == Position(1, 1)
     (line,) = said
     assert line.startswith(f"{newest} is damaged ({why}") and "\n" not in line
-    assert checkpoints.newest_whole() == newest.with_name("stage1-step00000001")
+    assert found.path == newest.with_name("stage1-step00000001")
 
 
 def test_one_that_was_found_damaged_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
@@ -286,18 +286,18 @@ def test_a_run_whose_every_checkpoint_is_damaged_says_that_it_begins_anew(tmp_pa
     save(checkpoints, 1, 2)
     for path in checkpoints.saved():
         flip_a_bit(path)
-    assert checkpoints.load_newest() is None
+    assert checkpoints.newest_whole() is None
     assert "none of 2 checkpoints is whole; the run begins anew" in said[2]
 
 
 def test_damage_that_one_host_alone_sees_names_the_host(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2, config_hash="h")
     save(checkpoints, 1)
-    path = checkpoints.newest_whole()
-    assert path is not None and checkpoints.load(path).position == Position(1, 1)
-    flip_a_bit(path)
+    found = checkpoints.newest_whole()
+    assert found is not None and checkpoints.load(found.path).position == Position(1, 1)
+    flip_a_bit(found.path)
     with pytest.raises(UserError, match=f"damaged as {os.uname().nodename} reads it .state.pt: its checksum differs"):
-        checkpoints.load(path)
+        checkpoints.load(found.path)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_a_checkpoint_of_an_older_version_is_read(tmp_path: Path) -> None:
     manifest.write_text(
         json.dumps({key: value for key, value in json.loads(manifest.read_text()).items() if key in old})
     )
-    found = checkpoints.load_newest()
-    assert found is not None and found.position.step == 1
+    found = checkpoints.newest_whole()
+    assert found is not None and found.state.position.step == 1
 
 
 def test_what_is_half_written_is_never_read_and_is_cleared_away(tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_what_is_half_written_is_never_read_and_is_cleared_away(tmp_path: Path) 
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
     (tmp_path / "checkpoints/latest.tmp").write_text("half")
-    found = checkpoints.load_newest()
-    assert found is not None and found.position.step == 1
+    found = checkpoints.newest_whole()
+    assert found is not None and found.state.position.step == 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "stage1-step00000001"]
 
 
