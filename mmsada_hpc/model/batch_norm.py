@@ -73,9 +73,18 @@ class GroupBatchNorm(nn.Module):
         ones = torch.ones_like(self.bias)
         y, mean, inverse_std = torch.native_batch_norm(x_NCTHW, ones, self.bias, None, None, True, 0.0, EPS)
         if self.context.recording:
-            with torch.no_grad():
-                self.sum_DSC[self.context.domains[index]] += torch.stack([mean, inverse_std.pow(-2) - EPS])
+            self._add(self.context.domains[index], mean, inverse_std.pow(-2) - EPS)
         return y
+
+    def record(self, mean_GC: Tensor, var_GC: Tensor) -> None:
+        """Add the statistics of a forward that normalised elsewhere to this layer's sums, where they are recorded."""
+        if self.context.recording:
+            for domain, mean, var in zip(self.context.domains, mean_GC, var_GC, strict=True):
+                self._add(domain, mean, var)
+
+    @torch.no_grad()
+    def _add(self, domain: int, mean: Tensor, var: Tensor) -> None:
+        self.sum_DSC[domain] += torch.stack([mean, var])
 
     def test_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and variance, `(C,)` each: both domains weighted by their groups per update (as released), or the

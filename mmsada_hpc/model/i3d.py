@@ -3,12 +3,13 @@
 Up to the 1024-d feature, the average of the last map (over `[2, 7, 7]` for 16 x 224 x 224); the classifier is a head.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from mmsada_hpc.model.batch_norm import GroupBatchNorm, GroupContext
+from mmsada_hpc.model.convolution import SameConv3d, Triple, same_paddings
+from mmsada_hpc.model.fused import MixedFunction, Plan, Pool, UnitFunction
+from mmsada_kernels import layers
 
 # Channels of each block's branches: b0, b1a, b1b, b2a, b2b, b3b (spec 1.1).
 MIXED = {
@@ -22,49 +23,6 @@ MIXED = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-Triple = tuple[int, int, int]
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TF SAME: zeros before and after an axis of `size`; the odd one goes after."""
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
-def _paddings(x_NCTHW: Tensor, kernel: Triple, stride: Triple) -> list[tuple[int, int]]:
-    return [same_padding(n, k, s) for n, k, s in zip(x_NCTHW.shape[2:], kernel, stride, strict=True)]
-
-
-class SameConv3d(nn.Conv3d):
-    """Convolution with SAME padding; copies the input only where the padding is lopsided (the stem at even sizes)."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride=stride, bias=False)
-        fan_in = channels_in * kernel**3
-        nn.init.trunc_normal_(self.weight, std=fan_in**-0.5, a=-2 * fan_in**-0.5, b=2 * fan_in**-0.5)
-
-    def forward(self, x_NCTHW: Tensor) -> Tensor:
-        kernel: Triple = self.kernel_size  # type: ignore[assignment]
-        stride: Triple = self.stride  # type: ignore[assignment]
-        pads = _paddings(x_NCTHW, kernel, stride)
-        if any(before != after for before, after in pads):
-            x_NCTHW = nn.functional.pad(x_NCTHW, [p for pair in reversed(pads) for p in pair])
-            pads = [(0, 0)] * 3
-        padding = tuple(before for before, _ in pads)
-        if _has_broken_bf16_gradient(x_NCTHW, kernel):
-            with torch.autocast("cpu", enabled=False):
-                y = nn.functional.conv3d(x_NCTHW.float(), self.weight, None, self.stride, padding)
-            return y.to(torch.bfloat16)
-        return nn.functional.conv3d(x_NCTHW, self.weight, None, self.stride, padding)
-
-
-def _has_broken_bf16_gradient(x_NCTHW: Tensor, kernel: Triple) -> bool:
-    """Whether torch would take the kernel that reads memory nobody wrote: the weight gradient of a bf16 convolution
-    over exactly two frames on a CPU with AVX-512 (measured with torch 2.13.0: up to 58 of 60 had a NaN; 1 or 4 frames,
-    and fp32: none). I3D has such maps in Mixed_4 at 8 frames and in Mixed_5 at 16.
-    """
-    is_bf16 = x_NCTHW.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return is_bf16 and x_NCTHW.shape[2] == 2 and kernel[0] > 1
 
 
 class SameMaxPool3d(nn.Module):
@@ -75,14 +33,12 @@ class SameMaxPool3d(nn.Module):
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.plan = Pool(kernel, stride)
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
-        pads = _paddings(x_NCTHW, self.kernel, self.stride)
+        pads = same_paddings(x_NCTHW.shape[2:], *self.plan)
         assert all(after - before in (0, 1) and (before == after or before == 0) for before, after in pads)
-        return nn.functional.max_pool3d(
-            x_NCTHW, self.kernel, self.stride, tuple(before for before, _ in pads), ceil_mode=True
-        )
+        return nn.functional.max_pool3d(x_NCTHW, *self.plan, tuple(before for before, _ in pads), ceil_mode=True)
 
 
 class Unit3d(nn.Module):
@@ -97,6 +53,14 @@ class Unit3d(nn.Module):
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         return nn.functional.relu(self.bn(self.conv3d(x_NCTHW)), inplace=True)
+
+    def train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype, pool: Pool | None) -> Tensor:
+        """`forward` in training, and the pool behind it, by hand."""
+        groups = len(x_NCTHW) // self.bn.context.group_size
+        plan = Plan(groups, dtype, pool, kernel=self.conv3d.kernel_size[0], stride=self.conv3d.stride[0])
+        y_NCTHW, *statistics = UnitFunction.apply(x_NCTHW, self.conv3d.weight, self.bn.bias, plan)
+        self.bn.record(*statistics)
+        return y_NCTHW
 
 
 class Mixed(nn.Module):
@@ -121,6 +85,20 @@ class Mixed(nn.Module):
             self.b3b(self.pool(x_NCTHW)),
         ]
         return torch.cat(branches, dim=1)
+
+    def train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype, pool: Pool | None) -> Tensor:
+        """`forward` in training, and the pool behind it, by hand."""
+        units = (self.b0, self.b1a, self.b1b, self.b2a, self.b2b, self.b3b)
+        plan = Plan(len(x_NCTHW) // self.b0.bn.context.group_size, dtype, pool)
+        weights, biases = [u.conv3d.weight for u in units], [u.bn.bias for u in units]
+        y_NCTHW, mean, var, *rest = MixedFunction.apply(x_NCTHW, plan, *weights, *biases)
+        merged = (self.b0, self.b1a, self.b2a)
+        sizes = [len(u.bn.bias) for u in merged]
+        for unit, *statistics in zip(merged, mean.split(sizes, dim=1), var.split(sizes, dim=1), strict=True):
+            unit.bn.record(*statistics)
+        for index, unit in enumerate((self.b1b, self.b2b, self.b3b)):
+            unit.bn.record(*rest[2 * index : 2 * index + 2])
+        return y_NCTHW
 
 
 class I3d(nn.Module):
@@ -151,8 +129,27 @@ class I3d(nn.Module):
             setattr(self, name, Mixed(channels, block, context))
             channels = block[0] + block[2] + block[4] + block[5]
         self.feature_size = channels
+        self.fuses = True
+        """Whether training may take the forward and backward written by hand (`mmsada_hpc.model.fused`)."""
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
+        dtype = _product_dtype(x_NCTHW)
+        if self.training and self.fuses and layers.is_compiled(x_NCTHW.device, dtype):
+            return self._train_fused(x_NCTHW, dtype).mean(dim=(2, 3, 4))
         for layer in self.children():  # in the order of their creation, which is the network's
             x_NCTHW = layer(x_NCTHW)
         return x_NCTHW.mean(dim=(2, 3, 4))
+
+    def _train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype) -> Tensor:
+        layers_ = list(self.children())
+        for layer, following in zip(layers_, [*layers_[1:], None], strict=True):
+            if isinstance(layer, Unit3d | Mixed):
+                pool = following.plan if isinstance(following, SameMaxPool3d) else None
+                x_NCTHW = layer.train_fused(x_NCTHW, dtype, pool)
+        return x_NCTHW
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What convolutions would compute in here."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

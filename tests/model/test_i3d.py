@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsada_hpc.model.batch_norm import GroupContext
-from mmsada_hpc.model.i3d import I3d, SameConv3d, SameMaxPool3d, same_padding
+from mmsada_hpc.model.convolution import SameConv3d, same_padding
+from mmsada_hpc.model.i3d import I3d, SameMaxPool3d
 from mmsada_hpc.model.streams import MultiStream, channels_first, use_ndhwc_weights
 
 
@@ -125,7 +126,7 @@ def test_the_seed_alone_decides_the_initial_weights() -> None:
 
 
 def test_bf16_gradients_over_two_frames_are_finite_on_a_cpu() -> None:
-    """With freed memory full of NaN, which torch's own kernel hands on (see `_has_broken_bf16_gradient`)."""
+    """With freed memory full of NaN, which torch's own kernel hands on (see `has_broken_bf16_gradient`)."""
     conv = SameConv3d(16, 32, 3)
     x = torch.randn(4, 16, 2, 3, 3).to(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):
