@@ -5,7 +5,13 @@ Tensors are `(N, C, T, H, W)` in channels_last_3d memory; outputs may be channel
 write where they are to be joined.
 """
 
+import functools
+import importlib
+import importlib.util
+import os
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +20,32 @@ from mmsada_kernels import cpu, layers_reference
 
 
 def is_compiled(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the operators below have a compiled form for tensors like these."""
+    """Whether the operators below have a compiled form for tensors like these: C++ on a CPU, Triton on a GPU."""
+    if device.type == "cuda":
+        return dtype in (torch.float32, torch.bfloat16, torch.float16) and _triton(device.index or 0) is not None
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and cpu.is_loaded()
 
 
-def _form(x: Tensor):
-    return torch.ops.mmsada if is_compiled(x.device, x.dtype) else layers_reference
+@functools.cache
+def _triton(index: int) -> ModuleType | None:
+    """The operators in Triton; None where it is missing, the GPU is too old for it, or plain PyTorch is asked for."""
+    if os.environ.get(cpu.SWITCH) == "reference" or importlib.util.find_spec("triton") is None:
+        return None
+    if torch.version.cuda is None or torch.cuda.get_device_capability(index) < (8, 0):
+        return None
+    return importlib.import_module("mmsada_kernels.triton.layers")
+
+
+def _form(x: Tensor) -> Any:
+    if not is_compiled(x.device, x.dtype):
+        return layers_reference
+    return torch.ops.mmsada if x.device.type == "cpu" else _triton(x.device.index or 0)
+
+
+def pad(x_NCTHW: Tensor, before: Sequence[int], after: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros around T, H and W, in another type."""
+    form = _form(x_NCTHW) if x_NCTHW.device.type == "cpu" else layers_reference
+    return form.pad(x_NCTHW, before, after, dtype)
 
 
 def group_statistics(x_NCTHW: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def pad(x_NCTHW: Tensor, before: Sequence[int], after: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros around T, H and W, in another type."""
+    pads: list[int] = []
+    for pair in zip(before, after, strict=True):
+        pads = [*pair, *pads]
+    return F.pad(x_NCTHW.to(dtype), pads)
+
+
 def group_statistics(x_NCTHW: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every group and channel, `(G, C)` each, at least fp32."""
     var_GC, mean_GC = torch.var_mean(_grouped(_wide(x_NCTHW), groups), dim=(1, 3, 4, 5), correction=0)
@@ -52,7 +60,9 @@ def norm_relu_backward_out(
     return passed.sum((0, *over))
 
 
-def _padded(x_NCTHW: Tensor, out: Sequence[int], kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]):
+def _padded(
+    x_NCTHW: Tensor, out: Sequence[int], kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]
+) -> Tensor:
     pads: list[int] = []
     for size, o, k, s, b in zip(x_NCTHW.shape[2:], out, kernel, stride, before, strict=True):
         pads = [b, max(0, (o - 1) * s + k - b - size), *pads]

@@ -62,7 +62,7 @@ void project(const Shape& shape, const std::vector<const typename P::Value*>& fe
   }
   const int64_t stride = (widest + 31) / 32 * 32;
   at::parallel_for(0, std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
-    Buffer memory = buffer(P::kPack == 2 ? kHiddenBlock * stride / (2 * kLanes) : 0);
+    Buffer memory = buffer(P::kPack == 2 ? kHiddenBlock * stride / (2 * kWidth) : 0);
     Value* narrow = reinterpret_cast<Value*>(memory.get());
     for (int64_t i = begin; i < end; ++i) {
       const auto [s, n, h] = tasks[i];
@@ -74,7 +74,9 @@ void project(const Shape& shape, const std::vector<const typename P::Value*>& fe
           rows[j] = row;
         } else {
           Value* to = narrow + j * stride;
-          for (int64_t d = 0; d < width; d += kLanes) store_raw(to + d, narrowed(load_lanes(row + d, lanes_of(width - d, 0))), Full{});
+          for (int64_t d = 0; d < width; d += kWidth) {
+            store_wide(to + d, load_wide(row + d, lanes_of(width - d, 0)), kWidth);
+          }
           rows[j] = to;
         }
       }
@@ -92,8 +94,8 @@ void classify(const Shape& shape, const std::vector<const X*>& features, float* 
   at::parallel_for(0, (shape.clips + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
     int64_t widest = 0;
     for (const Stream& stream : shape.streams) widest = std::max(widest, stream.features);
-    const int64_t stride = (widest + kLanes - 1) / kLanes * kLanes;
-    Buffer memory = buffer(block * stride / kLanes);
+    const int64_t stride = (widest + kWidth - 1) / kWidth * kWidth;
+    Buffer memory = buffer(block * stride / kWidth);
     float* dropped = reinterpret_cast<float*>(memory.get());
     std::vector<float> part(block * K);
     std::vector<const float*> rows(K);
@@ -104,10 +106,10 @@ void classify(const Shape& shape, const std::vector<const X*>& features, float* 
         const int64_t width = stream.features;
         for (int64_t i = 0; i < clips; ++i) {
           const int64_t from = (n + i) * width;
-          for (int64_t d = 0; d < width; d += kLanes) {
+          for (int64_t d = 0; d < width; d += kWidth) {
             const int64_t lanes = lanes_of(width - d, 0);
-            const Floats x = load_lanes(features[s] + from + d, lanes) * load_lanes(stream.dropout + from + d, lanes);
-            store(dropped + i * stride + d, x, Full{});
+            const Sums x = load_wide(features[s] + from + d, lanes) * load_wide(stream.dropout + from + d, lanes);
+            store_wide(dropped + i * stride + d, x, kWidth);
           }
         }
         for (int64_t k = 0; k < K; ++k) rows[k] = stream.classifier + k * width;
@@ -132,11 +134,14 @@ inline void score_row(const float* logits, int64_t classes, int64_t label, doubl
   std::fill_n(slope, classes, 0.0f);
   if (label == kIgnored) return;
   const float* best = std::max_element(logits, logits + classes);
-  float total = 0;
-  for (int64_t k = 0; k < classes; ++k) total += slope[k] = std::exp(logits[k] - *best);
-  const float factor = static_cast<float>(weight);
-  for (int64_t k = 0; k < classes; ++k) slope[k] *= factor / total;
-  slope[label] -= factor;
+  float others = 0;
+  for (int64_t k = 0; k < classes; ++k) {
+    slope[k] = std::exp(logits[k] - *best);
+    if (k != label) others += slope[k];
+  }
+  const float total = others + slope[label];
+  slope[label] = -others;  // p - 1, without the cancellation
+  for (int64_t k = 0; k < classes; ++k) slope[k] *= static_cast<float>(weight) / total;
   scored.loss += weight * (std::log(total) - (logits[label] - *best));
   scored.right += weight * (best - logits == label);
 }

@@ -37,18 +37,18 @@ class Span {
         columns_(std::min(kSpan, shape.streams[s].features - first)), width_(shape.streams[s].features) {}
 
   // Gradients of the span's features: by the logits, by the discriminator, by the correspondence head.
-  void spread(Words* memory) const {
+  void spread(Packed* memory) const {
     const Pair &own = shape_.pairs[s_], &joint = shape_.joint();
     const float push = -scales_.reversal * scales_.domain[s_];
-    const Words *own_weights = memory, *joint_weights =
+    const Packed *own_weights = memory, *joint_weights =
         pack<P>(own.weight1 + first_, own.inputs, own.hidden, columns_, push, memory);
     pack<P>(joint.weight1 + shape_.streams[s_].offset + first_, joint.inputs, joint.hidden, columns_, scales_.joint,
-            const_cast<Words*>(joint_weights));
+            const_cast<Packed*>(joint_weights));
     for_tiles(shape_.clips, [&](int64_t n, auto count) {
       constexpr int rows = decltype(count)::value;
       Tile<rows> sums;
       from_logits<rows>(n, sums);
-      const auto add = [&](int64_t pair, const Words* weights) {
+      const auto add = [&](int64_t pair, const Packed* weights) {
         const int64_t words = words_of<P>(shape_.pairs[pair].hidden);
         const auto* at = reinterpret_cast<const uint32_t*>(kept_.pairs[pair].rows) + n * words;
         outer_products<P, rows>({at, words, 1}, weights, words, sums);
@@ -60,16 +60,16 @@ class Span {
   }
 
   // Gradients of the span's columns of all weights.
-  void gather(const X* features, Words* memory) const {
+  void gather(const X* features, Packed* memory) const {
     pack<P>(features + first_, width_, shape_.clips, columns_, 1.0f, memory);
     const int64_t joint = std::ssize(shape_.streams);
     weights_of(s_, memory, scales_.domain[s_], to_.weight1[s_] + first_);
     weights_of(joint, memory, scales_.joint, to_.weight1[joint] + shape_.streams[s_].offset + first_);
     for (int64_t n = 0; n < shape_.clips; ++n) {
-      Words* out = memory + n * kTileVectors;
+      Packed* out = memory + n * kTileVectors;
       for (int v = 0; v < kTileVectors; ++v) {
-        const int64_t lanes = lanes_of(columns_, v), from = n * width_ + first_ + v * kLanes;
-        out[v] = (Words)(load_lanes(features + from, lanes) * load_lanes(shape_.streams[s_].dropout + from, lanes));
+        const int64_t lanes = lanes_of(columns_, v), from = n * width_ + first_ + v * kWidth;
+        out[v] = (Packed)(load_wide(features + from, lanes) * load_wide(shape_.streams[s_].dropout + from, lanes));
       }
     }
     for_tiles(shape_.logits, [&](int64_t k, auto count) {
@@ -95,24 +95,24 @@ class Span {
   inline __attribute__((always_inline)) void from_logits(int64_t n, Tile<rows>& sums) const {
     const Stream& stream = shape_.streams[s_];
     for (int i = 0; i < rows; ++i) {
-      for (int v = 0; v < kTileVectors; ++v) sums[i][v] = Floats{};
+      for (int v = 0; v < kTileVectors; ++v) sums[i][v] = Sums{};
     }
     for (int64_t k = 0; k < shape_.logits; ++k) {
       for (int v = 0; v < kTileVectors; ++v) {
-        const Floats weight = load_lanes(stream.classifier + k * width_ + first_ + v * kLanes, lanes_of(columns_, v));
+        const Sums weight = load_wide(stream.classifier + k * width_ + first_ + v * kWidth, lanes_of(columns_, v));
 #pragma GCC unroll 8
         for (int i = 0; i < rows; ++i) sums[i][v] += kept_.logits[(n + i) * shape_.logits + k] * weight;
       }
     }
     for (int i = 0; i < rows; ++i) {
       for (int v = 0; v < kTileVectors; ++v) {
-        const float* dropout = stream.dropout + (n + i) * width_ + first_ + v * kLanes;
-        sums[i][v] *= scales_.classified * load_lanes(dropout, lanes_of(columns_, v));
+        const float* dropout = stream.dropout + (n + i) * width_ + first_ + v * kWidth;
+        sums[i][v] *= scales_.classified * load_wide(dropout, lanes_of(columns_, v));
       }
     }
   }
 
-  void weights_of(int64_t pair, const Words* features, float scale, float* out) const {
+  void weights_of(int64_t pair, const Packed* features, float scale, float* out) const {
     const Pair& head = shape_.pairs[pair];
     const Slopes<P>& slopes = kept_.pairs[pair];
     const auto* at = reinterpret_cast<const uint32_t*>(P::kPack == 1 ? slopes.rows : slopes.pairs);
@@ -125,10 +125,10 @@ class Span {
   }
 
   template <typename T>
-  inline __attribute__((always_inline)) void write(T* out, const Floats (&sums)[kTileVectors], float scale) const {
+  inline __attribute__((always_inline)) void write(T* out, const Sums (&sums)[kTileVectors], float scale) const {
     for (int v = 0; v < kTileVectors; ++v) {
       const int64_t lanes = lanes_of(columns_, v);
-      if (lanes > 0) store_lanes(out + v * kLanes, sums[v] * scale, lanes);
+      if (lanes > 0) store_wide(out + v * kWidth, sums[v] * scale, lanes);
     }
   }
 

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmsada_kernels import layers
+
 Triple = tuple[int, int, int]
+
+
+def ndhwc(x_NCTHW: Tensor) -> Tensor:
+    """In channels_last_3d memory; no copy where it is."""
+    return x_NCTHW.contiguous(memory_format=torch.channels_last_3d)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -20,14 +27,17 @@ def same_paddings(sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[
     return [same_padding(n, k, s) for n, k, s in zip(sizes, kernel, stride, strict=True)]
 
 
-def pad_to_same(x_NCTHW: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """The input and the symmetric padding to convolve it with; a copy only where the padding is lopsided (the stem at
-    even sizes).
+def pad_to_same(
+    x_NCTHW: Tensor, kernel: Sequence[int], stride: Sequence[int], *, dtype: torch.dtype
+) -> tuple[Tensor, list[int]]:
+    """The input in the type of the products and the symmetric padding to convolve it with; zeros are written around it
+    only where the padding is lopsided (the stem at even sizes). Without autograd.
     """
     pads = same_paddings(x_NCTHW.shape[2:], kernel, stride)
-    if all(before == after for before, after in pads):
-        return x_NCTHW, [before for before, _ in pads]
-    return nn.functional.pad(x_NCTHW, [p for pair in reversed(pads) for p in pair]), [0, 0, 0]
+    before, after = [p[0] for p in pads], [p[1] for p in pads]
+    if before == after:
+        return x_NCTHW.to(dtype), before
+    return layers.pad(x_NCTHW, before, after, dtype), [0, 0, 0]
 
 
 class SameConv3d(nn.Conv3d):
@@ -39,7 +49,11 @@ class SameConv3d(nn.Conv3d):
         nn.init.trunc_normal_(self.weight, std=fan_in**-0.5, a=-2 * fan_in**-0.5, b=2 * fan_in**-0.5)
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
-        x_NCTHW, padding = pad_to_same(x_NCTHW, self.kernel_size, self.stride)
+        pads = same_paddings(x_NCTHW.shape[2:], self.kernel_size, self.stride)
+        padding = [before for before, _ in pads]
+        if any(before != after for before, after in pads):
+            x_NCTHW = nn.functional.pad(x_NCTHW, [p for pair in reversed(pads) for p in pair])
+            padding = [0, 0, 0]
         if torch.is_autocast_enabled("cpu") and has_broken_bf16_gradient(x_NCTHW, self.kernel_size):
             with torch.autocast("cpu", enabled=False):
                 y = nn.functional.conv3d(x_NCTHW.float(), self.weight, None, self.stride, padding)
@@ -62,7 +76,8 @@ def convolve(
     weight, bias_C = weight.to(x_NCTHW.dtype), None if bias_C is None else bias_C.to(x_NCTHW.dtype)
     if _is_product(x_NCTHW, weight):
         return _clips(nn.functional.linear(_rows(x_NCTHW), weight.flatten(1), bias_C), x_NCTHW)
-    return nn.functional.conv3d(x_NCTHW, weight, bias_C, tuple(stride), tuple(padding))
+    # A single clip on one thread may come back in NCDHW.
+    return ndhwc(nn.functional.conv3d(x_NCTHW, weight, bias_C, tuple(stride), tuple(padding)))
 
 
 def convolve_backward(
@@ -86,7 +101,7 @@ def convolve_backward(
     gx, gw, _ = torch.ops.aten.convolution_backward(
         gy_NCTHW, x_NCTHW, weight, None, stride, padding, [1, 1, 1], False, [0, 0, 0], 1, mask
     )
-    return (gx.to(dtype) if needs_input else None), gw
+    return (ndhwc(gx.to(dtype)) if needs_input else None), gw
 
 
 # Measured on two cores with AVX-512, forward and backward of 1x1x1 convolutions as a matrix product over torch's own:

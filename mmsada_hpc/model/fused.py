@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmsada_hpc.model.batch_norm import EPS
-from mmsada_hpc.model.convolution import Triple, convolve, convolve_backward, pad_to_same, same_paddings
+from mmsada_hpc.model.convolution import Triple, convolve, convolve_backward, ndhwc, pad_to_same, same_paddings
 from mmsada_kernels import layers
 
 
@@ -128,8 +128,7 @@ class UnitFunction(torch.autograd.Function):
     def forward(ctx: Any, x_NCTHW: Tensor, weight: Tensor, bias_C: Tensor, plan: Plan) -> tuple[Tensor, ...]:
         with torch.autocast(x_NCTHW.device.type, enabled=False):
             kernel, stride = (plan.kernel,) * 3, (plan.stride,) * 3
-            x_NCTHW = x_NCTHW.contiguous(memory_format=torch.channels_last_3d)  # so it is wherever it comes from DALI
-            padded, padding = pad_to_same(x_NCTHW.to(plan.dtype), kernel, stride)
+            padded, padding = pad_to_same(ndhwc(x_NCTHW), kernel, stride, dtype=plan.dtype)
             weight = weight.to(plan.dtype)
             whole, statistics = _normed(
                 convolve(padded, weight, stride=stride, padding=padding), bias_C.detach(), plan.groups
@@ -149,17 +148,13 @@ class UnitFunction(torch.autograd.Function):
         with torch.autocast(gy.device.type, enabled=False):
             g_raw = _like(normed.raw)
             g_bias = normed.backward(gy, g_raw, plan.pool)
+            needs_input = ctx.needs_input_grad[0]
             gx, gw = convolve_backward(
-                g_raw,
-                x_NCTHW,
-                weight,
-                stride=stride,
-                padding=ctx.padding,
-                needs_input=ctx.needs_input_grad[0],
+                g_raw, x_NCTHW, weight, stride=stride, padding=ctx.padding, needs_input=needs_input
             )
         if gx is not None and gx.shape != ctx.shape:  # what was padded
-            for axis, (before, _) in enumerate(same_paddings(ctx.shape[2:], kernel, stride), start=2):
-                gx = gx.narrow(axis, before, ctx.shape[axis])
+            for axis, pads in enumerate(same_paddings(ctx.shape[2:], kernel, stride), start=2):
+                gx = gx.narrow(axis, pads[0], ctx.shape[axis])
         return gx, gw, g_bias, None
 
 
@@ -199,7 +194,7 @@ class MixedFunction(torch.autograd.Function):
         n0, n1a, n1b, n2a, n2b, n3b = units
         pool: Pool | None = ctx.plan.pool
         with torch.autocast(gy.device.type, enabled=False):
-            gy = gy.contiguous(memory_format=torch.channels_last_3d)  # the last block's is an expanded mean
+            gy = ndhwc(gy)  # the last block's is an expanded mean
             gy0, gy1, gy2, gy3 = gy.split(ctx.sizes, dim=1)
             g_first = _like(raw)
             g0, g1a, g2a = g_first.split([n.raw.shape[1] for n in (n0, n1a, n2a)], dim=1)

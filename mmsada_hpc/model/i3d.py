@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mmsada_hpc.model.batch_norm import GroupBatchNorm, GroupContext
-from mmsada_hpc.model.convolution import SameConv3d, Triple, same_paddings
+from mmsada_hpc.model.convolution import SameConv3d, Triple, ndhwc, same_paddings
 from mmsada_hpc.model.fused import MixedFunction, Plan, Pool, UnitFunction
+from mmsada_hpc.model.inference import convolve_relu, folded
 from mmsada_kernels import layers
 
 # Channels of each block's branches: b0, b1a, b1b, b2a, b2b, b3b (spec 1.1).
@@ -40,6 +41,11 @@ class SameMaxPool3d(nn.Module):
         assert all(after - before in (0, 1) and (before == after or before == 0) for before, after in pads)
         return nn.functional.max_pool3d(x_NCTHW, *self.plan, tuple(before for before, _ in pads), ceil_mode=True)
 
+    def infer(self, x_NCTHW: Tensor) -> Tensor:
+        """`forward` without autograd."""
+        compiled = layers.is_compiled(x_NCTHW.device, x_NCTHW.dtype)
+        return self.plan.forward(x_NCTHW)[0] if compiled else self(x_NCTHW)
+
 
 class Unit3d(nn.Module):
     """Convolution without bias, batch norm, ReLU."""
@@ -61,6 +67,10 @@ class Unit3d(nn.Module):
         y_NCTHW, *statistics = UnitFunction.apply(x_NCTHW, self.conv3d.weight, self.bn.bias, plan)
         self.bn.record(*statistics)
         return y_NCTHW
+
+    def infer(self, x_NCTHW: Tensor) -> Tensor:
+        """`forward` at test, without autograd."""
+        return convolve_relu(x_NCTHW, *folded([self.conv3d], [self.bn]), stride=self.conv3d.stride[0])
 
 
 class Mixed(nn.Module):
@@ -85,6 +95,16 @@ class Mixed(nn.Module):
             self.b3b(self.pool(x_NCTHW)),
         ]
         return torch.cat(branches, dim=1)
+
+    def infer(self, x_NCTHW: Tensor) -> Tensor:
+        """`forward` at test, without autograd."""
+        merged = (self.b0, self.b1a, self.b2a)
+        first = convolve_relu(x_NCTHW, *folded([u.conv3d for u in merged], [u.bn for u in merged]))
+        b0, b1a, b2a = first.split([len(u.bn.bias) for u in merged], dim=1)
+        return torch.cat(
+            [b0, self.b1b.infer(ndhwc(b1a)), self.b2b.infer(ndhwc(b2a)), self.b3b.infer(self.pool.infer(x_NCTHW))],
+            dim=1,
+        )
 
     def train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype, pool: Pool | None) -> Tensor:
         """`forward` in training, and the pool behind it, by hand."""
@@ -130,22 +150,36 @@ class I3d(nn.Module):
             channels = block[0] + block[2] + block[4] + block[5]
         self.feature_size = channels
         self.fuses = True
-        """Whether training may take the forward and backward written by hand (`mmsada_hpc.model.fused`)."""
+        """Whether the forms written by hand may be taken: `model.fused` in training, `model.inference` at test."""
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
-        dtype = _product_dtype(x_NCTHW)
-        if self.training and self.fuses and layers.is_compiled(x_NCTHW.device, dtype):
-            return self._train_fused(x_NCTHW, dtype).mean(dim=(2, 3, 4))
-        for layer in self.children():  # in the order of their creation, which is the network's
-            x_NCTHW = layer(x_NCTHW)
+        dtype = _product_dtype(x_NCTHW) if self.fuses else None
+        if dtype and self.training and layers.is_compiled(x_NCTHW.device, dtype):
+            x_NCTHW = self._train_fused(x_NCTHW, dtype)
+        elif dtype and not self.training and not torch.is_grad_enabled():
+            x_NCTHW = self._infer(x_NCTHW, dtype)
+        else:
+            for layer in self._layers():
+                x_NCTHW = layer(x_NCTHW)
         return x_NCTHW.mean(dim=(2, 3, 4))
 
+    def _layers(self) -> list[Unit3d | Mixed | SameMaxPool3d]:
+        """In the order of their creation, which is the network's."""
+        return [layer for layer in self.children() if isinstance(layer, Unit3d | Mixed | SameMaxPool3d)]
+
     def _train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype) -> Tensor:
-        layers_ = list(self.children())
+        layers_ = self._layers()
         for layer, following in zip(layers_, [*layers_[1:], None], strict=True):
-            if isinstance(layer, Unit3d | Mixed):
+            if not isinstance(layer, SameMaxPool3d):
                 pool = following.plan if isinstance(following, SameMaxPool3d) else None
                 x_NCTHW = layer.train_fused(x_NCTHW, dtype, pool)
+        return x_NCTHW
+
+    def _infer(self, x_NCTHW: Tensor, dtype: torch.dtype) -> Tensor:
+        x_NCTHW = ndhwc(x_NCTHW.to(dtype))
+        with torch.autocast(x_NCTHW.device.type, enabled=False):
+            for layer in self._layers():
+                x_NCTHW = layer.infer(x_NCTHW)
         return x_NCTHW
 
 

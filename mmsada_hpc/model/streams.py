@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mmsada_hpc.model.backbones import VIDEO_STREAMS, StreamSpec, build_backbone
 from mmsada_hpc.model.batch_norm import GroupContext
+from mmsada_hpc.model.graphs import Graphs
+from mmsada_hpc.model.i3d import I3d
 
 
 def channels_first(clips_NLC: Tensor) -> Tensor:
@@ -31,6 +33,25 @@ class MultiStream(nn.Module):
         self.streams = nn.ModuleDict(
             {name: build_backbone(spec, self.context, width=width) for name, spec in streams.items()}
         )
+        self._graphs: Graphs | None = None
+        self._sides: dict[str, torch.cuda.Stream] = {}
+
+    def on_gpu(self, *, graphs: bool = False, compiled: bool = False, side_by_side: bool = False) -> None:
+        """How a GPU is to run the networks; each is off unless asked for. Not run on a GPU yet.
+
+        Args:
+            graphs: training's forward and backward are captured as CUDA graphs, for one shape after another.
+            compiled: `torch.compile` of every network, in place of the forward and backward written by hand.
+            side_by_side: every network after the first in a CUDA stream of its own.
+        """
+        self._graphs = Graphs(self) if graphs else None
+        names = list(self.streams)[1:] if side_by_side else []
+        self._sides = {name: torch.cuda.Stream() for name in names}
+        if compiled:
+            for network in self.streams.values():
+                if isinstance(network, I3d):
+                    network.fuses = False
+                network.compile(dynamic=False)
 
     @property
     def feature_sizes(self) -> dict[str, int]:
@@ -47,11 +68,32 @@ class MultiStream(nn.Module):
         """
         if not domains:
             return self._features(clips_NTHWC)
+        if self._graphs is not None and not self._graphs.is_capturing:
+            return self._graphs(clips_NTHWC, domains)
         with self.context.recorded(domains):
             return self._features(clips_NTHWC)
 
     def _features(self, clips_NTHWC: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._sides:
+            return self._features_side_by_side(clips_NTHWC)
         return {name: stream(channels_first(clips_NTHWC[name])) for name, stream in self.streams.items()}
+
+    def _features_side_by_side(self, clips_NTHWC: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The backward runs in the streams of the forward, which autograd sees to."""
+        here = torch.cuda.current_stream()
+        begun = here.record_event()
+        features = {}
+        for name, network in self.streams.items():
+            side = self._sides.get(name, here)
+            if side is not here:
+                side.wait_event(begun)
+                clips_NTHWC[name].record_stream(side)  # its memory is not given on before the backward has read it
+            with torch.cuda.stream(side):
+                features[name] = network(channels_first(clips_NTHWC[name]))
+        for name, side in self._sides.items():
+            here.wait_stream(side)
+            features[name].record_stream(here)
+        return features
 
 
 def use_ndhwc_weights(model: nn.Module) -> None:

@@ -64,6 +64,7 @@ def test_the_stem_pads_two_before_and_three_after() -> None:
 
 def test_a_16x224x224_clip_shrinks_as_published() -> None:
     network = I3d(3, context(1), width=0.0625).eval()
+    network.fuses = False  # so that the layers are called as modules
     shapes = {}
     for name, layer in network.named_children():
         layer.register_forward_hook(lambda module, args, out, name=name: shapes.update({name: tuple(out.shape[2:])}))
