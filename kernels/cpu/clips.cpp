@@ -140,8 +140,8 @@ class Lines {
   int64_t held_[2] = {-1, -1};
 };
 
-// Memory of clips whose tensors are gone, for the next ones: fresh pages cost more than the work (the kernel clears each
-// at its first touch).
+// Memory of clips whose tensors are gone, for the next ones: fresh pages cost more than the work (the kernel clears
+// each at its first touch).
 class Blocks {
  public:
   // Never destroyed: a tensor may outlive every static.
@@ -190,7 +190,8 @@ class Blocks {
 at::Tensor empty_clips(at::IntArrayRef sizes) {
   const size_t bytes = std::max<size_t>(1, c10::multiply_integers(sizes)) * sizeof(float);
   void* memory = Blocks::shared().take(bytes);
-  return at::from_blob(memory, sizes, [bytes](void* p) { Blocks::shared().give(p, bytes); }, at::TensorOptions(at::kFloat));
+  const auto give = [bytes](void* p) { Blocks::shared().give(p, bytes); };
+  return at::from_blob(memory, sizes, give, at::TensorOptions(at::kFloat));
 }
 
 struct Shape {
@@ -230,12 +231,16 @@ void frame(const uint8_t* bytes, int64_t height, int64_t width, bool flips, cons
 at::Tensor make_clips(const at::Tensor& bytes, const at::Tensor& size_N2, const at::Tensor& flip_N, int64_t frames,
                       int64_t planes, int64_t channels, int64_t side) {
   const int64_t clips = size_N2.size(0);
-  TORCH_CHECK(bytes.scalar_type() == at::kByte && bytes.dim() == 1 && bytes.is_contiguous(), "bytes: expected flat uint8");
-  TORCH_CHECK(size_N2.scalar_type() == at::kLong && size_N2.dim() == 2 && size_N2.size(1) == 2 && size_N2.is_contiguous(),
+  TORCH_CHECK(bytes.scalar_type() == at::kByte && bytes.dim() == 1 && bytes.is_contiguous(),
+              "bytes: expected flat uint8");
+  TORCH_CHECK(size_N2.scalar_type() == at::kLong && size_N2.dim() == 2 && size_N2.size(1) == 2 &&
+                  size_N2.is_contiguous(),
               "size_N2: expected (N, 2) int64");
-  TORCH_CHECK(flip_N.scalar_type() == at::kBool && flip_N.dim() == 1 && flip_N.size(0) == clips && flip_N.is_contiguous(),
+  TORCH_CHECK(flip_N.scalar_type() == at::kBool && flip_N.dim() == 1 && flip_N.size(0) == clips &&
+                  flip_N.is_contiguous(),
               "flip_N: expected (N,) bool");
-  TORCH_CHECK(frames > 0 && side > 0 && (planes == 1 || (planes == 2 && channels == 1)), "make_clips: one image a frame, or two of one channel");
+  TORCH_CHECK(frames > 0 && side > 0 && channels > 0 && (planes == 1 || (planes == 2 && channels == 1)),
+              "make_clips: expected one image a frame, or two of one channel");
   const auto* sizes = size_N2.const_data_ptr<int64_t>();
   const auto* flips = flip_N.const_data_ptr<bool>();
   const Shape shape{frames, planes, channels, side};
@@ -265,7 +270,8 @@ at::Tensor make_clips(const at::Tensor& bytes, const at::Tensor& size_N2, const 
 
 TORCH_LIBRARY_FRAGMENT(mmsada, m) {
   m.def(
-      "make_clips(Tensor bytes, Tensor size_N2, Tensor flip_N, int frames, int planes, int channels, int side) -> Tensor");
+      "make_clips(Tensor bytes, Tensor size_N2, Tensor flip_N, int frames, int planes, int channels, int side) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mmsada, CPU, m) { m.impl("make_clips", make_clips); }

@@ -7,48 +7,29 @@ permuted, so nothing is copied (law 4).
 """
 
 import contextlib
+import dataclasses
+import math
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.types import BatchInfo
 from torch import Tensor
 
+from mmsada_hpc.data.graph import MIDDLE, PipelineSettings, Samples, build_pipeline
 from mmsada_hpc.data.manifest import Stream
 from mmsada_hpc.data.plan import ClipPlan, Views
 from mmsada_hpc.data.store import Store
-from mmsada_hpc.data.windows import WindowRule
 from mmsada_hpc.errors import UserError
+from mmsada_kernels.clips import is_compiled, make_clips
+
+__all__ = ["MIDDLE", "PipelineSettings", "Samples", "Schedule", "StreamPipeline", "StreamSource", "build_pipeline"]
 
 Schedule = Callable[[int], ClipPlan]
-Samples = list[NDArray[Any]] | NDArray[Any]
-
-# (x / 256 - 0.5) * 2 = (x - 128) / 128: [-1, 0.992], and flow byte 128 (no motion) becomes exactly 0 (spec 4.5).
-MIDDLE = 128.0
-
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """What a stream's graph depends on, beside the store."""
-
-    rule: WindowRule
-    crop: int
-    """Output side in pixels."""
-    device: Literal["cpu", "gpu"]
-    device_id: int | None
-    """Local GPU; None on CPU, where DALI then touches no CUDA."""
-    threads: int
-    prefetch: int
-    readers: int = 0
-    """Reader processes; 0 reads in this one."""
-    motion: bool = True
-    """False: the centre frame repeated, flow zero (a control)."""
 
 
 class StreamSource:
@@ -81,21 +62,24 @@ class StreamSource:
 
     def _images(self, views: Views) -> tuple[Samples, ...]:
         encoded = [jpeg for clip in range(len(views.centre_N)) for jpeg in self.encoded(views, clip)]
+        num_frames = self._settings.rule.num_frames
+        if self._settings.finish == "kernel":
+            repeats = num_frames * self._settings.images_per_frame(self._stream)
+            return (encoded, *self._geometry(views, repeats)[:2])
+        geometry = self._geometry(views, num_frames)
         if self._stream == "rgb":
-            return (encoded, *self._geometry(views, self._settings.rule.num_frames))
+            return (encoded, *geometry)
         sign_N2 = np.where(views.flip_N[:, None], [[-1.0, 1.0]], [[1.0, 1.0]])
         # A flipped u is 255 - u, and ((255 - u) - 128) / 128 = (u - 127) / -128 (spec 4.5); v is only mirrored.
         mean_N2 = np.where(views.flip_N[:, None], [[MIDDLE - 1, MIDDLE]], [[MIDDLE, MIDDLE]])
-        per_frame = [
-            np.repeat(x.astype(np.float32), self._settings.rule.num_frames, axis=0) for x in (mean_N2, sign_N2 * MIDDLE)
-        ]
-        return (encoded[::2], encoded[1::2], *self._geometry(views, self._settings.rule.num_frames), *per_frame)
+        per_frame = [np.repeat(x.astype(np.float32), num_frames, axis=0) for x in (mean_N2, sign_N2 * MIDDLE)]
+        return (encoded[::2], encoded[1::2], *geometry, *per_frame)
 
     def _video(self, views: Views) -> tuple[Samples, ...]:
-        clips = range(len(views.centre_N))
-        encoded: Samples = [self._store.read_video(self.video_of(views, clip)) for clip in clips]
-        frames = np.stack([self.frames(int(views.centre_N[clip])) - 1 for clip in clips]).astype(np.int32)
-        return (encoded, frames, *self._geometry(views, 1))
+        encoded: Samples = [self._store.read_video(self.video_of(views, clip)) for clip in range(len(views.centre_N))]
+        frames = np.stack([self.frames(int(centre)) - 1 for centre in views.centre_N]).astype(np.int32)
+        geometry = self._geometry(views, 1)
+        return (encoded, frames, *(geometry[:2] if self._settings.finish == "kernel" else geometry))
 
     @staticmethod
     def _geometry(views: Views, repeats: int) -> tuple[Samples, ...]:
@@ -116,82 +100,18 @@ def _deaf_to_usr2() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def build_pipeline(
-    source: StreamSource, *, stream: Stream, is_video: bool, batch: int, settings: PipelineSettings
-) -> Pipeline:
-    """The graph of one stream: decode (the crop alone, where the codec allows it), resize, flip, normalise.
-
-    Args:
-        batch: clips of the largest micro-batch.
-    """
-    samples = batch if is_video else batch * settings.rule.num_frames
-    pipeline = Pipeline(
-        batch_size=samples,
-        num_threads=settings.threads,
-        device_id=settings.device_id,
-        prefetch_queue_depth=settings.prefetch,
-        py_num_workers=max(1, settings.readers),
-        py_start_method="spawn",
-        exec_dynamic=True,
-    )
-    graph = _video_graph if is_video else _rgb_graph if stream == "rgb" else _flow_graph
-    with pipeline:
-        pipeline.set_outputs(graph(source, settings))
-    return pipeline
+def _with_finish(settings: PipelineSettings) -> PipelineSettings:
+    """The settings with "auto" decided."""
+    if settings.finish != "auto":
+        return settings
+    has_kernel = settings.device == "cpu" and is_compiled()
+    return dataclasses.replace(settings, finish="kernel" if has_kernel else "graph")
 
 
-def _inputs(source: StreamSource, settings: PipelineSettings, count: int) -> Any:
-    return fn.external_source(
-        source=source,
-        num_outputs=count,
-        batch=True,
-        batch_info=True,
-        parallel=settings.readers > 0,
-        prefetch_queue_depth=settings.prefetch if settings.readers else None,
-    )
-
-
-def _decoder(settings: PipelineSettings) -> str:
-    return "mixed" if settings.device == "gpu" else "cpu"
-
-
-def _finish(pixels: Any, mirror: Any, settings: PipelineSettings, *, layout: str, **normalise: Any) -> Any:
-    resized = fn.resize(
-        pixels,
-        resize_x=settings.crop,
-        resize_y=settings.crop,
-        interp_type=types.INTERP_LINEAR,
-        antialias=False,
-        dtype=types.FLOAT,
-    )
-    return fn.crop_mirror_normalize(resized, mirror=mirror, output_layout=layout, dtype=types.FLOAT, **normalise)
-
-
-def _rgb_graph(source: StreamSource, settings: PipelineSettings) -> Any:
-    jpeg, corner, shape, mirror = _inputs(source, settings, 4)
-    pixels = fn.decoders.image_slice(
-        jpeg, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.RGB
-    )
-    return _finish(pixels, mirror, settings, layout="HWC", mean=[MIDDLE], std=[MIDDLE])
-
-
-def _flow_graph(source: StreamSource, settings: PipelineSettings) -> Any:
-    u, v, corner, shape, mirror, mean, std = _inputs(source, settings, 7)
-    planes = [
-        fn.decoders.image_slice(
-            x, start=corner, shape=shape, axis_names="HW", device=_decoder(settings), output_type=types.GRAY
-        )
-        for x in (u, v)
-    ]
-    flow = _finish(fn.cat(*planes, axis=2), mirror, settings, layout="HWC", mean=mean, std=std)
-    return flow if settings.motion else flow * np.float32(0)
-
-
-def _video_graph(source: StreamSource, settings: PipelineSettings) -> Any:
-    encoded, frames, corner, shape, mirror = _inputs(source, settings, 5)
-    pixels = fn.decoders.video(encoded, frames=frames, device=_decoder(settings))
-    cut = fn.slice(pixels, start=corner, shape=shape, axis_names="HW")
-    return _finish(cut, mirror, settings, layout="FHWC", mean=[MIDDLE], std=[MIDDLE])
+def _flat(crops: Any) -> Tensor:
+    """All bytes of a list of crops, one after another, in DALI's own memory: what leaves a pipeline is one piece."""
+    total = sum(math.prod(shape) for shape in crops.shape())
+    return torch.utils.dlpack.from_dlpack(crops.as_reshaped_tensor([total]))
 
 
 class StreamPipeline:
@@ -200,6 +120,7 @@ class StreamPipeline:
     def __init__(
         self, store: Store, stream: Stream, schedule: Schedule, settings: PipelineSettings, *, batch: int
     ) -> None:
+        settings = _with_finish(settings)
         self._source = StreamSource(store, stream, schedule, settings)
         self._store, self._stream, self._settings = store, stream, settings
         self._is_video = stream == "rgb" and store.manifest.rgb_form == "video"
@@ -213,14 +134,30 @@ class StreamPipeline:
         self._iteration = 0
 
     def next(self) -> Tensor:
-        """`(N, T, H, W, C)`, DALI's own memory; valid as long as the tensor lives."""
+        """`(N, T, H, W, C)`, float32, contiguous; its memory is not written again as long as the tensor lives."""
         try:
             (out,) = self._pipeline.run()
         except RuntimeError as error:
             raise self._name_broken(error) from error
+        views = self._source.views(self._iteration)
         self._iteration += 1
+        if self._settings.finish == "kernel":
+            return self._make_clips(out, views)
         flat = torch.utils.dlpack.from_dlpack(out.as_tensor())
         return flat.view(-1, self._settings.rule.num_frames, *flat.shape[-3:])
+
+    def _make_clips(self, crops: Any, views: Views) -> Tensor:
+        is_flow, settings = self._stream == "flow", self._settings
+        clips_NTHWC = make_clips(
+            _flat(crops),
+            torch.from_numpy(np.ascontiguousarray(views.box_N4[:, 2:], np.int64)),
+            torch.from_numpy(np.ascontiguousarray(views.flip_N)),
+            frames=settings.rule.num_frames,
+            planes=2 if is_flow else 1,
+            channels=1 if is_flow else 3,
+            side=settings.crop,
+        )
+        return clips_NTHWC.zero_() if is_flow and not settings.motion else clips_NTHWC
 
     def _name_broken(self, error: RuntimeError) -> Exception:
         """DALI does not say which sample it could not decode: look for it among those it had in hand."""
