@@ -25,6 +25,7 @@ from mmsada_hpc.data.source import PackedVideo, Shards, Survey
 from mmsada_hpc.data.summary import describe_store
 from mmsada_hpc.data.tables import member_names
 
+HELP = "make a store with the index of all of EPIC's D1-D3 over a few synthetic frames"
 SIZE = (256, 456)
 _MARGIN = 32  # RGB frames after the last segment; a window may leave its segment by half its length
 _DISTINCT = 8  # frames (and flow pairs) a video really has

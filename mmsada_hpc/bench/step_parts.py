@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsada_hpc.bench.rows import Report, interleaved, row
-from mmsada_hpc.bench.step_model import Shape
+from mmsada_hpc.bench.step_child import run_steps
+from mmsada_hpc.bench.step_model import Form, Shape
 from mmsada_hpc.model.convolution import convolve, convolve_backward
 from mmsada_kernels import layers
 
@@ -34,6 +36,23 @@ def measure(shape: Shape, device: torch.device, repeats: int, report: Report) ->
         baseline = row("step", f"plain, {name}", found["plain"], "ms", better="lower")
         report.add(baseline)
         report.add(row("step", f"ours, {name}", found["ours"], "ms", better="lower", baseline=baseline))
+    if device.type == "cpu":
+        _allocator(shape, device, repeats, report)
+
+
+def _allocator(shape: Shape, device: torch.device, repeats: int, report: Report) -> None:
+    """A whole step in processes that give freed memory back to the kernel, as glibc does, and in such as keep it."""
+    for form in (Form("modules", bf16=True), Form("fused", bf16=True)):
+        ways = {way: partial(_step_ms, shape, form, device, keeps_freed=way == "ours") for way in ("plain", "ours")}
+        found = interleaved(ways, repeats)
+        name = f"freed memory kept, step {form} {shape}"
+        baseline = row("step", f"plain, {name}", found["plain"], "ms", better="lower")
+        report.add(baseline)
+        report.add(row("step", f"ours, {name}", found["ours"], "ms", better="lower", baseline=baseline))
+
+
+def _step_ms(shape: Shape, form: Form, device: torch.device, *, keeps_freed: bool) -> float:
+    return 1000 * min(run_steps(shape, form, device, count=2, keeps_freed=keeps_freed).seconds)
 
 
 def _milliseconds(action: Callable[[], object], device: torch.device) -> Callable[[], float]:

@@ -30,6 +30,7 @@ _WORDS = {
     "logs": "mmsada_hpc.jobs.logs",
     "cancel": "mmsada_hpc.jobs.cancel",
     "resume": "mmsada_hpc.submit.resume",
+    "bench": "mmsada_hpc.submit.bench",
 }
 _NUMBERS = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node")
 _FLAGS = {
@@ -50,6 +51,7 @@ submit.py status [RUN ...]    a table of runs: state, step, clips/s, restarts, l
 submit.py logs RUN [-f]       what rank 0 prints
 submit.py cancel RUN          stop it, for good
 submit.py resume RUN          go on from the last checkpoint, also on another number of nodes
+submit.py bench --nodes N NAME  a benchmark on every rank of a job
 Each of them, and this, has --help; `mmsada WORD` is the same.
 """
 

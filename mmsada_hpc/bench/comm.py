@@ -1,0 +1,156 @@
+"""`mmsada bench comm`: what the ranks' talking costs, by message and as part of a training step."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmsada_hpc.bench.rows import Report
+from mmsada_hpc.cluster.join import gather
+from mmsada_hpc.cluster.world import World, find_world
+from mmsada_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+HELP = (
+    "All-reduce of fp32 messages over torch's process group (gloo, and NCCL where each rank has a GPU) and over MPI, "
+    "between all ranks, and on several nodes also between one rank of each and inside one node; then a training step "
+    "by plain DDP and by DeepSpeed. Alone it starts its own ranks; on a cluster: "
+    "launch/submit.py bench --nodes N comm, or srun mmsada bench comm inside a job."
+)
+PARTS = ("all-reduce", "engines")
+_LONGEST_S = 3600.0
+# The ranks are on this host, whatever job or user this is.
+_HERE = {"HYDRA_LAUNCHER": "fork", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mmsada bench comm`."""
+    parser.add_argument("--part", choices=PARTS, help="only this (default: both)")
+    parser.add_argument(
+        "--sizes", nargs="+", type=parse_size, metavar="SIZE", help="messages: bytes or 32K, 4M (default: 32K to 256M)"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=2, metavar="N", help="started here, when alone (default %(default)s)"
+    )
+    parser.add_argument(
+        "--model", choices=("small", "i3d"), default="small", help="i3d is the two-stream I3D at full size"
+    )
+    parser.add_argument("--clips", type=int, default=4, metavar="N", help="of each rank and step (default %(default)s)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the step (default %(default)s)"
+    )
+
+
+def parse_size(text: str) -> int:
+    """`32K` -> 32768; a whole number of fp32."""
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.upper().removesuffix("IB").removesuffix("B"))
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if size < 4 or size % 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: bytes in fours, or 32K, 4M")
+    return size
+
+
+def run(args: argparse.Namespace, report: Report) -> None:
+    """On every rank; alone, start `--ranks` of them here and take over their rows."""
+    for name in ("ranks", "clips"):
+        if getattr(args, name) < 1 + (name == "ranks"):
+            raise UserError(f"--{name} must be at least {1 + (name == 'ranks')}")
+    world = find_world()
+    if world.size == 1:
+        _start_ranks(args, report)
+    else:
+        _measure(args, report, world)
+
+
+def _measure(args: argparse.Namespace, report: Report, world: World) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from mmsada_hpc.bench import comm_engines, comm_reduce
+    from mmsada_hpc.cluster.host import keep_freed_memory, set_threads
+
+    keep_freed_memory()
+    threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
+    hosts = gather(world, world.host)
+    by_host = comm_reduce.ranks_by_host(hosts)
+    where = "; ".join(f"{host} has rank{'s' * (len(r) > 1)} {', '.join(map(str, r))}" for host, r in by_host.items())
+    print(f"{world.size} ranks by {world.launcher}, {threads} threads each: {where}", flush=True)
+    device = f"cuda:{torch.cuda.current_device()}" if "nccl" in str(dist.get_backend_config()) else "cpu"
+    if args.part != "engines":
+        mpi, why = find_mpi(world)
+        if mpi is None:
+            print(f"MPI is not measured: {why}", flush=True)
+        sizes = args.sizes or (comm_reduce.QUICK_SIZES if args.quick else comm_reduce.SIZES)
+        plan = comm_reduce.Plan(sizes=sizes, repeats=args.repeats, at_least_s=0.02 if args.quick else 0.1)
+        for team in comm_reduce.make_teams(hosts):
+            comm_reduce.bench_team(world, team, plan, report, device=device, mpi=mpi)
+    if args.part != "all-reduce":
+        engines = comm_engines.Plan(
+            shape=comm_engines.SHAPES[args.model],
+            clips=args.clips,
+            precision=args.precision,
+            steps=1 if args.quick or args.model == "i3d" else 5,
+            repeats=args.repeats,
+        )
+        comm_engines.bench_engines(world, engines, report, device=device, hosts=len(by_host))
+
+
+def find_mpi(world: World) -> "tuple[MPI.Intracomm | None, str]":
+    """MPI's world where it is the same as ours on every rank, else why it is not used."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    comm = MPI.COMM_WORLD
+    odd = [f"rank {world.rank} of {world.size} is {comm.Get_rank()} of {comm.Get_size()} to mpi4py"]
+    found = [one for of_rank in gather(world, odd if _differs(comm, world) else []) for one in of_rank]
+    if not found:
+        return comm, ""
+    return None, f"{found[0]} ({world.launcher} did not start its MPI); use the mpiexec of mpi4py's MPI"
+
+
+def _differs(comm: "MPI.Intracomm", world: World) -> bool:
+    return (comm.Get_rank(), comm.Get_size()) != (world.rank, world.size)
+
+
+def _start_ranks(args: argparse.Namespace, report: Report) -> None:
+    """The same command under mpiexec; what its rank 0 prints is seen here, its rows become ours."""
+    from mmsada_hpc.doctor.mpi import find_mpiexec
+
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        raise UserError("no mpiexec found: install the extra mpi, or start the ranks by srun or torchrun")
+    with tempfile.TemporaryDirectory(prefix="mmsada-bench-") as folder:
+        rows = Path(folder) / "rows.jsonl"
+        words = [str(mpiexec), "-n", str(args.ranks), sys.executable, "-m", "mmsada_hpc.cli", *_words(args, rows)]
+        print(f"alone here, so {args.ranks} ranks are started by {mpiexec.name}", flush=True)
+        try:
+            done = subprocess.run(
+                words, env={**os.environ, **_HERE}, stdin=subprocess.DEVNULL, timeout=_LONGEST_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"the {args.ranks} ranks did not end within {_LONGEST_S:.0f} s") from error
+        if done.returncode:
+            raise UserError(f"the {args.ranks} ranks ended with code {done.returncode}; what they said is above")
+        report.adopt([json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()])
+
+
+def _words(args: argparse.Namespace, rows: Path) -> list[str]:
+    words = ["bench", "comm", "--json", str(rows), "--repeats", str(args.repeats), "--model", args.model]
+    words += ["--clips", str(args.clips), "--precision", args.precision]
+    words += ["--quick"] if args.quick else []
+    words += ["--part", args.part] if args.part else []
+    words += ["--profile", str(args.profile)] if args.profile else []
+    return [*words, *(["--sizes", *map(str, args.sizes)] if args.sizes else [])]
