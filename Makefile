@@ -18,14 +18,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow cluster lint format pins clean
+.PHONY: help install demo test test-slow gpu cluster lint format pins clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(STAMP)  ## .venv with pinned versions and the package (does nothing when up to date)
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py constraints.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); the pinned versions need Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
@@ -53,6 +53,9 @@ test-slow: $(STAMP)  ## the tests marked slow
 	@tests/cluster/install.sh if-wanted
 	@$(BIN)/pytest -m slow
 
+gpu:  ## the tests that need a GPU, on .venv where there is one, else on PYTHON with torch, triton and pytest alone
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -s tests/gpu
+
 cluster: $(STAMP)  ## a real Slurm of two nodes on this machine, to try the launcher on (root; docs/test_cluster.md)
 	@tests/cluster/install.sh
 	@$(BIN)/python -m tests.cluster up
@@ -71,4 +74,5 @@ pins: $(STAMP)  ## print what .venv holds, in the form of constraints.txt
 
 clean:  ## remove .venv and build products; runs/ and stores/ stay
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -f kernels/cpu/*.so
 	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -43,7 +43,15 @@ EXTRAS = {
     "mpi": ["mpich>=4.2"],
     "report": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "tensorboard": ["tensorboard>=2.16"],
-    "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8.2", "pytest-timeout>=2.3", "ruff>=0.8", "types-PyYAML>=6.0"],
+    "dev": [
+        "hypothesis>=6.100",
+        "mypy>=1.13",
+        "pytest>=8.2",
+        "pytest-timeout>=2.3",
+        "ruff>=0.8",
+        "triton>=3.3; platform_system == 'Linux'",
+        "types-PyYAML>=6.0",
+    ],
 }
 
 
@@ -97,7 +105,9 @@ def build_command() -> type:
     """Torch's builder, which leaves out what this compiler cannot build and keeps objects for the next time."""
     from torch.utils.cpp_extension import BuildExtension, include_paths
 
-    class Build(BuildExtension):  # type: ignore[misc]
+    class Build(BuildExtension):
+        extensions: list[Extension]
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, no_python_abi_suffix=True, **kwargs)
 

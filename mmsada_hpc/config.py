@@ -157,6 +157,18 @@ class TrainConfig(_Section):
     """auto takes a GPU where torch sees one."""
     memory_format: Literal["ndhwc", "contiguous"] = "ndhwc"
     """Layout of the convolution weights (at ZeRO 1-3 DeepSpeed flattens them and they stay contiguous)."""
+    tf32: bool = False
+    """GPU: products of fp32 operands may round these to TF32 (10 bits of mantissa), also what stays fp32 under bf16;
+    off, so that fp32 means fp32.
+    """
+    cudnn_benchmark: bool = True
+    """GPU: cuDNN tries its convolutions at each new shape and keeps the fastest; the first updates are slow."""
+    accelerate: Literal["none", "graphs", "compile"] = "none"
+    """GPU: the networks as CUDA graphs (replayed for each shape; gradients are averaged after the whole backward), or
+    through `torch.compile` (in place of the passes written by hand).
+    """
+    side_by_side: bool = False
+    """GPU: every network after the first in a CUDA stream of its own."""
     global_batch: int = Field(128, ge=4)
     """Clips per update over all ranks; half source, half target where the method adapts."""
     micro_batch: int | None = Field(None, ge=1)
@@ -295,7 +307,7 @@ def deciding_values(config: Config) -> dict[str, Any]:
     layout are left out.
     """
     values = config.model_dump(mode="json", exclude={"run", "observe", "checkpoint", "watch"})
-    for key in ("micro_batch", "layout", "device", "memory_format"):
+    for key in ("micro_batch", "layout", "device", "memory_format", "cudnn_benchmark", "accelerate", "side_by_side"):
         values["train"].pop(key)
     for key in ("store", "device", "threads", "prefetch", "readers"):
         values["data"].pop(key)
@@ -326,6 +338,10 @@ def _check_together(config: Config) -> None:
         raise UserError("train.precision=fp64 needs train.engine=ddp (DeepSpeed refuses fp64)")
     if train.zero_stage and train.engine == "ddp":
         raise UserError(f"train.zero_stage={train.zero_stage} needs train.engine=deepspeed (plain DDP has no ZeRO)")
+    if train.accelerate == "graphs" and train.zero_stage == 3:
+        raise UserError(
+            "train.accelerate=graphs needs train.zero_stage below 3, where every parameter keeps its place in memory"
+        )
     if train.stage1.steps + train.stage2.steps == 0:
         raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")
     shared = set(config.data.source) & set(config.data.target)

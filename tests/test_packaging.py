@@ -1,6 +1,7 @@
 """What is built, what lands in site-packages, and that it works far away from the checkout."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from mmsada_kernels import cpu
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKED = ("mmsada_hpc", "kernels", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -41,16 +44,26 @@ def canonical(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools leaves its build/ beside setup.py, and old files in it would go into the wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
+    """Without the compiled operators, which take a minute to build."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"), MMSADA_KERNELS="reference")
+
+
+def build_wheel(folder: Path, **environ: str) -> Path:
+    """From a copy: setuptools leaves its build/ beside setup.py, and old files in it would go into the wheel."""
     for name in PACKED:
         source = CHECKOUT / name
         if source.is_dir():
-            shutil.copytree(source, folder / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / "src" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy2(source, folder / "src" / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--use-pep517"]
-    done = subprocess.run([*pip, "-w", str(folder), str(folder / "src")], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*pip, "-w", str(folder), str(folder / "src")],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("*.whl")
     return built
@@ -74,7 +87,10 @@ class Elsewhere:
 
 @pytest.fixture(scope="module")
 def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
-    folder = tmp_path_factory.mktemp("elsewhere")
+    return install(wheel, tmp_path_factory.mktemp("elsewhere"))
+
+
+def install(wheel: Path, folder: Path) -> Elsewhere:
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     site = folder / "venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "venv" / "bin" / "python")]
@@ -141,6 +157,17 @@ def test_the_heads_run_far_from_the_checkout(elsewhere: Elsewhere) -> None:
     done = elsewhere.run("python", "-c", ADAPTATION_HEADS)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(elsewhere.site_packages)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(cpu.level() == "reference", reason="the compiled operators are not built here")
+def test_a_plain_install_has_the_compiled_operators(tmp_path: Path) -> None:
+    elsewhere = install(build_wheel(tmp_path / "wheel"), tmp_path / "elsewhere")
+    done = elsewhere.run("python", "-c", f"{ADAPTATION_HEADS}\nprint(k.cpu.level())")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.splitlines()[1] == cpu.level()
+    assert (elsewhere.site_packages / f"mmsada_kernels/cpu/_cpu_{cpu.level()}.so").is_file()
 
 
 def test_config_command_finds_the_packed_defaults(elsewhere: Elsewhere) -> None:

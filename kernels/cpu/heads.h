@@ -42,86 +42,99 @@ struct Shape {
   }
 };
 
-constexpr int64_t kClipBlock = 64, kHiddenBlock = 16;
+constexpr int64_t kClipBlock = 64, kHiddenBlock = 16, kLogitBlock = 8;
 
-// Hidden units of every stream before bias and ReLU: projected[s] is (N, hidden(s)).
-template <typename P>
-void project(const Shape& shape, const std::vector<const typename P::Value*>& features,
-             const std::vector<float*>& projected) {
-  using Value = typename P::Value;
-  struct Task {
-    int64_t stream, clip, hidden;
-  };
-  std::vector<Task> tasks;
-  int64_t widest = 0;
-  for (int64_t s = 0; s < std::ssize(shape.streams); ++s) {
-    widest = std::max(widest, shape.streams[s].features);
-    for (int64_t n = 0; n < shape.clips; n += kClipBlock) {
-      for (int64_t h = 0; h < shape.hidden(s); h += kHiddenBlock) tasks.push_back({s, n, h});
+// The first products: `projected[s]`, (N, hidden(s)), of stream s before bias and ReLU, and `logits`, (N, K), of all
+// streams together. `features` are in the type of products, `exact` as they came.
+template <typename P, typename X>
+class FirstLayers {
+ public:
+  FirstLayers(const Shape& shape, std::vector<const typename P::Value*> features, std::vector<const X*> exact,
+              std::vector<float*> projected, float* logits)
+      : shape_(shape), features_(std::move(features)), exact_(std::move(exact)), projected_(std::move(projected)),
+        logits_(logits) {
+    for (const Stream& stream : shape.streams) widest_ = std::max(widest_, (stream.features + 31) / 32 * 32);
+  }
+
+  // All in one parallel region.
+  void run() const {
+    struct Task {
+      int64_t stream, clip, hidden;  // stream -1: logits
+    };
+    std::vector<Task> tasks;
+    for (int64_t s = 0; s < std::ssize(shape_.streams); ++s) {
+      for (int64_t n = 0; n < shape_.clips; n += kClipBlock) {
+        for (int64_t h = 0; h < shape_.hidden(s); h += kHiddenBlock) tasks.push_back({s, n, h});
+      }
+      // Logits in the middle: threads get equal numbers of tasks in this order.
+      for (int64_t n = 0; s == 0 && n < shape_.clips; n += kLogitBlock) tasks.push_back({-1, n, 0});
+    }
+    at::parallel_for(0, std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
+      Buffer memory = buffer(kHiddenBlock * widest_ / kWidth);
+      for (int64_t i = begin; i < end; ++i) {
+        if (tasks[i].stream < 0) {
+          classify(tasks[i].clip, memory.get());
+        } else {
+          project(tasks[i].stream, tasks[i].clip, tasks[i].hidden, memory.get());
+        }
+      }
+    });
+  }
+
+ private:
+  void project(int64_t s, int64_t n, int64_t h, Packed* memory) const {
+    using Value = typename P::Value;
+    const int64_t width = shape_.streams[s].features, all = shape_.hidden(s), units = std::min(kHiddenBlock, all - h);
+    const Value* rows[kHiddenBlock];
+    for (int64_t j = 0; j < units; ++j) {
+      const float* row = shape_.row(s, h + j);
+      if constexpr (P::kPack == 1) {
+        rows[j] = row;
+      } else {
+        Value* to = reinterpret_cast<Value*>(memory) + j * widest_;
+        for (int64_t d = 0; d < width; d += kWidth) {
+          store_wide(to + d, load_wide(row + d, lanes_of(width - d, 0)), kWidth);
+        }
+        rows[j] = to;
+      }
+    }
+    inner_products<P>(features_[s] + n * width, width, std::min(kClipBlock, shape_.clips - n), rows, units, width,
+                      projected_[s] + n * all + h, all);
+  }
+
+  // Of features times dropout; fp32 products in either precision.
+  void classify(int64_t n, Packed* memory) const {
+    const int64_t K = shape_.logits, clips = std::min(kLogitBlock, shape_.clips - n);
+    float *dropped = reinterpret_cast<float*>(memory), *logits = logits_ + n * K;
+    std::vector<float> part(clips * K);
+    std::vector<const float*> rows(K);
+    for (int64_t s = 0; s < std::ssize(shape_.streams); ++s) {
+      const Stream& stream = shape_.streams[s];
+      const int64_t width = stream.features;
+      for (int64_t i = 0; i < clips; ++i) {
+        const int64_t from = (n + i) * width;
+        for (int64_t d = 0; d < width; d += kWidth) {
+          const int64_t lanes = lanes_of(width - d, 0);
+          const Sums x = load_wide(exact_[s] + from + d, lanes) * load_wide(stream.dropout + from + d, lanes);
+          store_wide(dropped + i * widest_ + d, x, kWidth);
+        }
+      }
+      for (int64_t k = 0; k < K; ++k) rows[k] = stream.classifier + k * width;
+      inner_products<Single>(dropped, widest_, clips, rows.data(), K, width, part.data(), K);
+      for (int64_t i = 0; i < clips * K; ++i) {
+        const float sum = part[i] + stream.bias[i % K];
+        logits[i] = s == 0 ? sum : logits[i] + sum;
+      }
     }
   }
-  const int64_t stride = (widest + 31) / 32 * 32;
-  at::parallel_for(0, std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
-    Buffer memory = buffer(P::kPack == 2 ? kHiddenBlock * stride / (2 * kWidth) : 0);
-    Value* narrow = reinterpret_cast<Value*>(memory.get());
-    for (int64_t i = begin; i < end; ++i) {
-      const auto [s, n, h] = tasks[i];
-      const int64_t width = shape.streams[s].features, all = shape.hidden(s), units = std::min(kHiddenBlock, all - h);
-      const Value* rows[kHiddenBlock];
-      for (int64_t j = 0; j < units; ++j) {
-        const float* row = shape.row(s, h + j);
-        if constexpr (P::kPack == 1) {
-          rows[j] = row;
-        } else {
-          Value* to = narrow + j * stride;
-          for (int64_t d = 0; d < width; d += kWidth) {
-            store_wide(to + d, load_wide(row + d, lanes_of(width - d, 0)), kWidth);
-          }
-          rows[j] = to;
-        }
-      }
-      inner_products<P>(features[s] + n * width, width, std::min(kClipBlock, shape.clips - n), rows, units, width,
-                        projected[s] + n * all + h, all);
-    }
-  });
-}
 
-// Logits of all streams together, (N, K), of features times dropout; fp32 products in either precision.
-template <typename X>
-void classify(const Shape& shape, const std::vector<const X*>& features, float* logits) {
-  constexpr int64_t block = 8;
-  const int64_t K = shape.logits;
-  at::parallel_for(0, (shape.clips + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-    int64_t widest = 0;
-    for (const Stream& stream : shape.streams) widest = std::max(widest, stream.features);
-    const int64_t stride = (widest + kWidth - 1) / kWidth * kWidth;
-    Buffer memory = buffer(block * stride / kWidth);
-    float* dropped = reinterpret_cast<float*>(memory.get());
-    std::vector<float> part(block * K);
-    std::vector<const float*> rows(K);
-    for (int64_t n = begin * block; n < std::min(end * block, shape.clips); n += block) {
-      const int64_t clips = std::min(block, shape.clips - n);
-      for (int64_t s = 0; s < std::ssize(shape.streams); ++s) {
-        const Stream& stream = shape.streams[s];
-        const int64_t width = stream.features;
-        for (int64_t i = 0; i < clips; ++i) {
-          const int64_t from = (n + i) * width;
-          for (int64_t d = 0; d < width; d += kWidth) {
-            const int64_t lanes = lanes_of(width - d, 0);
-            const Sums x = load_wide(features[s] + from + d, lanes) * load_wide(stream.dropout + from + d, lanes);
-            store_wide(dropped + i * stride + d, x, kWidth);
-          }
-        }
-        for (int64_t k = 0; k < K; ++k) rows[k] = stream.classifier + k * width;
-        inner_products<Single>(dropped, stride, clips, rows.data(), K, width, part.data(), K);
-        for (int64_t i = 0; i < clips * K; ++i) {
-          const float sum = part[i] + stream.bias[i % K];
-          logits[n * K + i] = s == 0 ? sum : logits[n * K + i] + sum;
-        }
-      }
-    }
-  });
-}
+  const Shape& shape_;
+  const std::vector<const typename P::Value*> features_;
+  const std::vector<const X*> exact_;
+  const std::vector<float*> projected_;
+  float* const logits_;
+  int64_t widest_ = 0;
+};
 
 struct Scored {
   double loss = 0, right = 0;
@@ -130,7 +143,8 @@ struct Scored {
 constexpr int64_t kIgnored = -100;  // the label that PyTorch's cross-entropy leaves out
 
 // Weighted cross-entropy of one row; `slope` becomes its derivative by each of the `classes` logits.
-inline void score_row(const float* logits, int64_t classes, int64_t label, double weight, Scored& scored, float* slope) {
+inline void score_row(const float* logits, int64_t classes, int64_t label, double weight, Scored& scored,
+                      float* slope) {
   std::fill_n(slope, classes, 0.0f);
   if (label == kIgnored) return;
   const float* best = std::max_element(logits, logits + classes);
@@ -160,8 +174,8 @@ inline Scored score_classes(const Shape& shape, const float* logits, const int64
   return scored;
 }
 
-// Slopes of one head's loss. `rows`: by the hidden units before the ReLU, (N, words_of(H)) words; `pairs`, for bf16: the
-// same with clips in pairs, (N / 2, H) words; `small`: by bias1 (H), weight2 (2, H) and bias2 (2).
+// Slopes of one head's loss. `rows`: by the hidden units before the ReLU, (N, words_of(H)) words; `pairs`, for bf16:
+// the same with clips in pairs, (N / 2, H) words; `small`: by bias1 (H), weight2 (2, H) and bias2 (2).
 template <typename P>
 struct Slopes {
   typename P::Value *rows, *pairs;

@@ -6,7 +6,7 @@
 
 namespace mmsada::heads {
 
-// What a gradient is multiplied by: the incoming one of its term, and for features behind the reversal -lambda times it.
+// What a gradient is multiplied by: the incoming one of its term, and behind the reversal -lambda times it.
 struct Scales {
   float classified, joint;
   std::vector<float> domain;  // of each stream

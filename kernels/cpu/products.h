@@ -1,7 +1,7 @@
 // Matrix products in tiles that stay in registers, with fp32 sums: fp32 operands, or pairs of bf16.
 //
-// A word is 32 bits of the summed axis: one fp32 value, or two bf16 values of which the lower half comes first. `Single`
-// and `Half` say how many values that is and how sixteen words are multiplied.
+// A word is 32 bits of the summed axis: one fp32 value, or two bf16 values of which the lower half comes first.
+// `Single` and `Half` say how many values that is and how sixteen words are multiplied.
 #pragma once
 
 #include <algorithm>

@@ -69,7 +69,7 @@ BAD_PAIRS = (
         ((9, 10, 2), (9, 16)),
         "warn",
         "cuDNN 9.10.2-9.15 has a broken TF32 kernel for conv3d, and this torch does not know",
-        "keep TF32 off (torch.backends.cudnn.allow_tf32 = False), or install torch 2.9.1 or later",
+        "leave train.tf32 off, or install torch 2.9.1 or later",
     ),
 )
 

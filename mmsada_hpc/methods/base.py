@@ -6,7 +6,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -53,6 +53,17 @@ class Factors:
 
     terms: Mapping[str, float]
     reversal: float = 0.0
+    _on: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The factors of the terms in their order, `(T,)`, and the reversal, a scalar; float64. On the device they are
+        tensors, so that a captured graph follows the schedule; one copy for all micro-batches of the update.
+        """
+        if device not in self._on:
+            values = torch.tensor([*self.terms.values(), self.reversal], dtype=torch.float64)
+            values = values.pin_memory() if device.type == "cuda" else values  # else the copy would wait for the GPU
+            self._on[device] = values.to(device, non_blocking=True)
+        return self._on[device][:-1], self._on[device][-1]
 
 
 @dataclass(frozen=True)
@@ -134,10 +145,11 @@ class Method(nn.Module, ABC):
     def losses(self, features: Features, batch: Batch, factors: Factors) -> Losses:
         """The total of one micro-batch and its figures."""
         any_ND = next(iter(features.values()))
-        reversal = torch.tensor(factors.reversal, dtype=any_ND.dtype, device=any_ND.device)
-        found = self.terms(features, batch, reversal)
+        factor_T, reversal = factors.on(any_ND.device)
+        found = self.terms(features, batch, reversal.to(any_ND.dtype))
         assert found.keys() == factors.terms.keys(), (set(found), set(factors.terms))
-        total = torch.stack([factors.terms[name] * term.loss for name, term in found.items()]).sum()
+        loss_T = torch.stack([found[name].loss for name in factors.terms])
+        total = (factor_T.to(loss_T.dtype) * loss_T).sum()
         figures = {f"loss_{name}": term.loss for name, term in found.items()}
         accuracies = {accuracy_of(n): term.accuracy for n, term in found.items() if term.accuracy is not None}
         return Losses(total, figures | accuracies)

@@ -55,6 +55,24 @@ class Plan:
     stride: int = 1
 
 
+class Layout(NamedTuple):
+    """How a parameter lies in memory, so that its gradient is made in the form it is kept in: autograd and DDP copy any
+    other, strides of axes of one place included.
+    """
+
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> "Layout":
+        return cls(parameter.stride(), parameter.dtype)
+
+    def take(self, gradient: Tensor) -> Tensor:
+        """The gradient of a product's operand as that of the parameter."""
+        out = torch.empty_strided(gradient.shape, self.stride, dtype=self.dtype, device=gradient.device)
+        return out.copy_(gradient)
+
+
 def _like(x_NCTHW: Tensor) -> Tensor:
     return torch.empty(x_NCTHW.shape, dtype=x_NCTHW.dtype, device=x_NCTHW.device, memory_format=torch.channels_last_3d)
 
@@ -128,6 +146,7 @@ class UnitFunction(torch.autograd.Function):
     def forward(ctx: Any, x_NCTHW: Tensor, weight: Tensor, bias_C: Tensor, plan: Plan) -> tuple[Tensor, ...]:
         with torch.autocast(x_NCTHW.device.type, enabled=False):
             kernel, stride = (plan.kernel,) * 3, (plan.stride,) * 3
+            ctx.layout = Layout.of(weight)
             padded, padding = pad_to_same(ndhwc(x_NCTHW), kernel, stride, dtype=plan.dtype)
             weight = weight.to(plan.dtype)
             whole, statistics = _normed(
@@ -155,7 +174,7 @@ class UnitFunction(torch.autograd.Function):
         if gx is not None and gx.shape != ctx.shape:  # what was padded
             for axis, pads in enumerate(same_paddings(ctx.shape[2:], kernel, stride), start=2):
                 gx = gx.narrow(axis, pads[0], ctx.shape[axis])
-        return gx, gw, g_bias, None
+        return gx, ctx.layout.take(gw), g_bias, None
 
 
 class MixedFunction(torch.autograd.Function):
@@ -179,7 +198,7 @@ class MixedFunction(torch.autograd.Function):
             n3b, s3b = _normed(_same(pooled, w3b), c3b, plan.groups)
             n1b, n2b, n3b = (n.cut(0, len(n.bias_C), plan.pool) for n in (n1b, n2b, n3b))
             y = _joined([n0, n1b, n2b, n3b], sizes)
-        ctx.plan, ctx.sizes = plan, sizes
+        ctx.plan, ctx.sizes, ctx.layouts = plan, sizes, [Layout.of(w) for w in parameters[:6]]
         units = (n0, n1a, n1b, n2a, n2b, n3b)
         ctx.save_for_backward(x_NCTHW, pooled, places, first.raw, merged, w1b, w2b, w3b, *(t for n in units for t in n))
         statistics = (*s_first, *s1b, *s2b, *s3b)
@@ -207,7 +226,8 @@ class MixedFunction(torch.autograd.Function):
             g_pooled, gw3b = _same_backward(g3, pooled, w3b)
             _INNER.add_backward(g_pooled, places, gx)
         gw0, gw1a, gw2a = g_merged.split([g.shape[1] for g in (g0, g1a, g2a)])
-        return gx, None, gw0, gw1a, gw1b, gw2a, gw2b, gw3b, b0, b1a, b1b, b2a, b2b, b3b
+        weights = [layout.take(gw) for layout, gw in zip(ctx.layouts, (gw0, gw1a, gw1b, gw2a, gw2b, gw3b), strict=True)]
+        return gx, None, *weights, b0, b1a, b1b, b2a, b2b, b3b
 
 
 _INNER = Pool((3, 3, 3), (1, 1, 1))

@@ -14,6 +14,7 @@ from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import Factors, Losses
+from mmsada_hpc.model.i3d import I3d
 from mmsada_hpc.model.streams import use_ndhwc_weights
 from mmsada_hpc.train.module import TrainModule
 
@@ -179,6 +180,9 @@ class DeepSpeedEngine(Engine):
         if train.zero_stage == 3:
             for parameter in module.method.parameters():  # the kernels take them outside their own modules
                 deepspeed.zero.register_external_parameter(module, parameter)
+            for network in module.modules():  # whose parameters are whole inside their own modules' forward alone
+                if isinstance(network, I3d):
+                    network.fuses = False
         # ZeRO may make its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves
         # weights and momentum untouched.
         optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
@@ -186,6 +190,8 @@ class DeepSpeedEngine(Engine):
             model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False
         )
         self._engine.optimizer.param_groups[0]["weight_decay"] = train.weight_decay
+        if layout.world_size == 1 and train.zero_stage == 0:  # nothing to average: saves copies of every gradient
+            self._engine.enable_backward_allreduce = False
         if train.memory_format == "ndhwc" and train.zero_stage == 0:
             use_ndhwc_weights(module)
         if momentum is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def train(config: Config, *, stop: StopFlag | None = None) -> dict[str, Any]:
         return result
 
 
-def train_in_world(config: Config, world: World, screen: Screen, stop: StopFlag) -> dict[str, Any]:
-    """`train` where the ranks have come together already."""
+def train_in_world(
+    config: Config, world: World, screen: Screen, stop: StopFlag, *, make_loop: Callable[..., TrainLoop] = TrainLoop
+) -> dict[str, Any]:
+    """`train` where the ranks have come together already; `make_loop` is for whoever times the loop from inside."""
     setup = Setup(config, _open_store(config), world).checked()
     keep_freed_memory()
     threads = set_threads(world.local_size, cpus_per_task=world.cpus_per_task)
@@ -78,10 +81,12 @@ def train_in_world(config: Config, world: World, screen: Screen, stop: StopFlag)
     start = claim(config.run.dir, world, start=slurm_start_id())
     with watching(config, world, screen, start=start) as watch:
         _announce(screen, setup, threads)
-        return _train(setup, screen, stop, watch)
+        return _train(setup, screen, stop, watch, make_loop)
 
 
-def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[str, Any]:
+def _train(
+    setup: Setup, screen: Screen, stop: StopFlag, watch: Watch, make_loop: Callable[..., TrainLoop]
+) -> dict[str, Any]:
     config, is_main, start = setup.config, setup.world.rank == 0, watch.heart.now.start
     checkpoints = Checkpoints(
         config.run.dir,
@@ -117,7 +122,7 @@ def _train(setup: Setup, screen: Screen, stop: StopFlag, watch: Watch) -> dict[s
         ) as ledger,
     ):
         ledger.lost(_drop_later_rows(metrics, config, state))
-        loop = TrainLoop(
+        loop = make_loop(
             setup, screen=screen, metrics=metrics, ledger=ledger, checkpoints=checkpoints, stop=stop, watch=watch
         )
         try:

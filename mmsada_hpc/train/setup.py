@@ -25,6 +25,7 @@ from mmsada_hpc.methods import Method, batch_layout, find_method
 from mmsada_hpc.model.backbones import StreamSpec, build_backbone
 from mmsada_hpc.model.batch_norm import GroupContext
 from mmsada_hpc.model.pretrained import check_pretrained
+from mmsada_hpc.train.gpu import check_switches, use_switches
 from mmsada_hpc.train.module import TrainModule, new_module
 
 
@@ -144,7 +145,9 @@ class Setup:
 
     def new_module(self) -> TrainModule:
         """Initial weights on the training device."""
-        return new_module(self.config, num_classes=len(self.store.manifest.classes)).to(self.device)
+        module = new_module(self.config, num_classes=len(self.store.manifest.classes)).to(self.device)
+        use_switches(module.network, self.config.train, self.device)
+        return module
 
     def train_loader(self, stage: int, start: int, *, features: Mapping[str, int]) -> Loader:
         """Micro-batches of this rank from update `start` of a stage on."""
@@ -163,6 +166,7 @@ class Setup:
     def checked(self) -> "Setup":
         """Itself, after everything that can be found wrong before the first step."""
         self.layout, self.rule, self.planner, self.device, self.arrays  # noqa: B018
+        check_switches(self.config.train, self.device)
         self._check_streams()
         check_pretrained(self.config.model.pretrained.files(), width=self.config.model.width)
         height, width = self.frame_size

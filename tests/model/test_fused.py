@@ -153,9 +153,9 @@ def test_convolutions_of_a_few_clips_on_one_thread_stay_ndhwc(kernel: int, shape
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        settings = {"stride": (1, 1, 1), "padding": (kernel // 2,) * 3}
-        y = convolve(x, weight, **settings)
-        gx, gw = convolve_backward(torch.ones_like(y), x, weight, **settings)
+        stride, padding = (1, 1, 1), (kernel // 2,) * 3
+        y = convolve(x, weight, stride=stride, padding=padding)
+        gx, gw = convolve_backward(torch.ones_like(y), x, weight, stride=stride, padding=padding)
     finally:
         torch.set_num_threads(threads)
     x, weight = x.detach().double().requires_grad_(), weight.double().requires_grad_()

@@ -1,10 +1,12 @@
-"""CUDA graphs of the networks: what can be said without a GPU (the rest: tests/gpu/test_model.py)."""
+"""Graphs of the networks, captured or compiled: what can be said without a GPU (the rest: tests/gpu/test_model.py)."""
 
 import torch
 from torch import Tensor
 
 from mmsada_hpc.model.backbones import StreamSpec
+from mmsada_hpc.model.batch_norm import GroupContext
 from mmsada_hpc.model.graphs import Graphs, _key
+from mmsada_hpc.model.i3d import Mixed
 from mmsada_hpc.model.streams import MultiStream
 
 STREAMS = {"ear": StreamSpec("conv1d", 3), "skin": StreamSpec("conv1d", 2)}
@@ -49,3 +51,23 @@ def test_what_a_capture_holds_fast_makes_another_one() -> None:
     assert key != _key({name: x[:2] for name, x in clips(1).items()}, (0, 1), parameters)
     parameters[3].data = parameters[3].data.clone()
     assert key != _key(clips(1), (0, 1), parameters)
+
+
+def test_torch_compile_sees_a_block_whole_and_changes_nothing() -> None:
+    """What `train.accelerate=compile` hands over, traced and differentiated ahead of time, run as it is."""
+    contexts = [GroupContext(group_size=2, test="mixture") for _ in range(2)]
+    plain, compiled = (Mixed(8, (4, 4, 8, 4, 4, 4), context).train() for context in contexts)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    x_NCTHW = torch.rand(4, 8, 3, 5, 5).to(memory_format=torch.channels_last_3d)
+    for domains in ((0, 1), (0, 0), (0, 1)):
+        results = []
+        for block, context in zip((plain, compiled), contexts, strict=True):
+            with context.recorded(domains):
+                results.append(block(x_NCTHW))
+            results[-1].square().sum().backward()
+        assert torch.equal(*results)
+    for theirs, ours in zip(plain.buffers(), compiled.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    for parameter, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert parameter.grad is not None and other.grad is not None and torch.equal(other.grad, parameter.grad)
