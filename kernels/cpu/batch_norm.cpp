@@ -38,7 +38,7 @@ void statistics(const Rows<const T>& x, int64_t groups, float* mean, float* var)
 
 template <typename T>
 void forward(const Rows<const T>& x, const Norm& norm, const Rows<T>& y) {
-  for_chunks(norm.groups, x.rows / norm.groups, [&](int64_t group, int64_t, int64_t first, int64_t count) {
+  for_chunks<kTile>(norm.groups, x.rows / norm.groups, [&](int64_t group, int64_t, int64_t first, int64_t count) {
     for_channels(norm.channels, [&](int64_t c, auto width, auto lanes) {
       constexpr int W = decltype(width)::value;
       const Affine<W, decltype(lanes)> affine(norm, group, c, lanes);
@@ -55,7 +55,7 @@ void forward(const Rows<const T>& x, const Norm& norm, const Rows<T>& y) {
 template <typename T>
 void backward(const Rows<const T>& gy, const Rows<const T>& x, const Norm& norm, const Gradient& gradient,
               const Rows<T>& gx) {
-  for_chunks(norm.groups, x.rows / norm.groups, [&](int64_t group, int64_t, int64_t first, int64_t count) {
+  for_chunks<kTile>(norm.groups, x.rows / norm.groups, [&](int64_t group, int64_t, int64_t first, int64_t count) {
     for_channels(norm.channels, [&](int64_t at, auto width, auto lanes) {
       constexpr int W = decltype(width)::value;
       const Affine<W, decltype(lanes)> affine(norm, group, at, lanes);

@@ -16,16 +16,18 @@
 
 namespace mmsada {
 
-constexpr int64_t kChunk = 512;  // rows; at 192 channels of bf16 that is 196 kB, which stays in a core's L2
+constexpr int64_t kChunk = 512;  // rows whose sums are added up in fp32
+// Rows that are walked through channel by channel: few, so that memory is still read nearly in its order.
+constexpr int64_t kTile = 16;
 
 // Calls `body(group, chunk, first row, rows)` for every chunk of every group, in parallel.
-template <typename Body>
+template <int64_t kRows, typename Body>
 void for_chunks(int64_t groups, int64_t rows, const Body& body) {
-  const int64_t chunks = (rows + kChunk - 1) / kChunk;
+  const int64_t chunks = (rows + kRows - 1) / kRows;
   at::parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / chunks, chunk = i % chunks, first = chunk * kChunk;
-      body(group, chunk, group * rows + first, std::min(kChunk, rows - first));
+      const int64_t group = i / chunks, chunk = i % chunks, first = chunk * kRows;
+      body(group, chunk, group * rows + first, std::min(kRows, rows - first));
     }
   });
 }
@@ -51,18 +53,24 @@ struct Sums {
 template <typename Term>
 Sums reduce(int64_t groups, int64_t rows, int64_t channels, const Term& term) {
   const int64_t chunks = (rows + kChunk - 1) / kChunk;
-  std::vector<float> partial(groups * chunks * 2 * channels);
-  for_chunks(groups, rows, [&](int64_t group, int64_t chunk, int64_t first, int64_t count) {
+  std::vector<float> partial(groups * chunks * 2 * channels, 0.0f);
+  for_chunks<kChunk>(groups, rows, [&](int64_t group, int64_t chunk, int64_t first, int64_t count) {
     float* out = partial.data() + (group * chunks + chunk) * 2 * channels;
-    for_channels(channels, [&](int64_t c, auto width, auto lanes) {
-      constexpr int W = decltype(width)::value;
-      Floats a[W] = {}, b[W] = {};
-      term(group, first, count, c, lanes, a, b);
-      for (int w = 0; w < W; ++w) {
-        store(out + c + w * kLanes, a[w], lanes);
-        store(out + channels + c + w * kLanes, b[w], lanes);
-      }
-    });
+    for (int64_t tile = 0; tile < count; tile += kTile) {
+      for_channels(channels, [&](int64_t c, auto width, auto lanes) {
+        constexpr int W = decltype(width)::value;
+        Floats a[W], b[W];
+        for (int w = 0; w < W; ++w) {
+          a[w] = load(out + c + w * kLanes, lanes);
+          b[w] = load(out + channels + c + w * kLanes, lanes);
+        }
+        term(group, first + tile, std::min(kTile, count - tile), c, lanes, a, b);
+        for (int w = 0; w < W; ++w) {
+          store(out + c + w * kLanes, a[w], lanes);
+          store(out + channels + c + w * kLanes, b[w], lanes);
+        }
+      });
+    }
   });
   Sums sums{channels, std::vector<double>(groups * 2 * channels, 0.0)};
   for (int64_t i = 0; i < groups * chunks; ++i) {

@@ -1,0 +1,34 @@
+"""What a GPU is told for training: every switch of `train` that is for GPUs alone is set here. Not run on a GPU yet."""
+
+import torch
+
+from mmsada_hpc.config import TrainConfig
+from mmsada_hpc.errors import UserError
+from mmsada_hpc.model.streams import MultiStream
+
+
+def check_switches(train: TrainConfig, device: torch.device) -> None:
+    """UserError where a switch asks for what only a GPU has. TF32 and cuDNN leave a CPU as it is."""
+    if device.type == "cuda":
+        return
+    if train.accelerate != "none":
+        raise UserError(f"train.accelerate={train.accelerate} is for a GPU; on a CPU use none")
+    if train.side_by_side:
+        raise UserError("train.side_by_side=true is for a GPU; on a CPU use false")
+
+
+def use_switches(network: MultiStream, train: TrainConfig, device: torch.device) -> None:
+    """Set this process and a network that lies on its device. The backends' own defaults are not relied on: torch
+    lets convolutions of fp32 use TF32 unless it is told not to.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = train.tf32
+    torch.backends.cudnn.allow_tf32 = train.tf32
+    torch.backends.cudnn.benchmark = train.cudnn_benchmark
+    network.on_gpu(
+        graphs=train.accelerate == "graphs",
+        compiled=train.accelerate == "compile",
+        side_by_side=train.side_by_side,
+    )
