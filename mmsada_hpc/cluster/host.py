@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-import psutil
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
 
@@ -33,6 +31,8 @@ def end_process(code: int) -> NoReturn:
 
     The last resort: nothing is cleaned up, as what a library does at exit may wait for other ranks.
     """
+    import psutil  # the one thing here that a benchmark on a bare GPU image lacks
+
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # gone by itself

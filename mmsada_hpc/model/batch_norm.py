@@ -119,11 +119,12 @@ class BatchNormState:
             groups: source and target groups of the update, G = their sum.
         """
         rate = 1 - self._decay ** sum(groups)
+        groups_D = torch.tensor(groups, device=total.device)
         for layer, part in zip(
             self._layers, total.split([layer.sum_DSC.numel() for layer in self._layers]), strict=True
         ):
             sums_DSC = part.view_as(layer.sum_DSC)
-            layer.groups_D.copy_(torch.tensor(groups))
+            layer.groups_D.copy_(groups_D)
             for domain, count in enumerate(groups):
                 if count:
                     layer.running_mean_DC[domain].lerp_(sums_DSC[domain, 0] / count, rate)

@@ -153,10 +153,10 @@ class I3d(nn.Module):
         """Whether the forms written by hand may be taken: `model.fused` in training, `model.inference` at test."""
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
-        dtype = _product_dtype(x_NCTHW) if self.fuses else None
-        if dtype and self.training and layers.is_compiled(x_NCTHW.device, dtype):
+        dtype = _product_dtype(x_NCTHW)
+        if self.fuses and self.training and layers.is_compiled(x_NCTHW.device, dtype):
             x_NCTHW = self._train_fused(x_NCTHW, dtype)
-        elif dtype and not self.training and not torch.is_grad_enabled():
+        elif self.fuses and not self.training and not torch.is_grad_enabled():
             x_NCTHW = self._infer(x_NCTHW, dtype)
         else:
             for layer in self._layers():
@@ -186,4 +186,6 @@ class I3d(nn.Module):
 def _product_dtype(x: Tensor) -> torch.dtype:
     """What convolutions would compute in here."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype

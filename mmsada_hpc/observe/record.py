@@ -13,12 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmsada_hpc.observe.git_state import code_state
 
 RECORD_FILE = "run.json"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: hundreds of configs a second
 _PACKAGES = (
     "mmsada-hpc",
     "torch",
@@ -49,13 +46,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping; empty where there is none that can be read."""
-    return _mapping(path, lambda text: yaml.load(text, Loader=_LOADER))
+    import yaml  # not at the top: benchmarks write records on a bare GPU image, too
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: hundreds of configs a second
+
+    def parse(text: bytes) -> Any:
+        try:
+            return yaml.load(text, Loader=loader)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+
+    return _mapping(path, parse)
 
 
 def _mapping(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     try:
         found = parse(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -2,6 +2,7 @@
 tests/launch).
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,9 +80,9 @@ def test_ranks_with_other_code_are_named(cluster: Cluster, tiny_store: Store, tm
     """As when one node mounts an old copy."""
     words = tiny_run(tiny_store, tmp_path / "run", *WATCH)
     old = tmp_path / "old"
-    (old / "mmsada_kernels").mkdir(parents=True)
-    for path in (CHECKOUT / "kernels").glob("*.py"):
-        (old / "mmsada_kernels" / path.name).write_text(path.read_text() + "\n# an older one\n")
+    shutil.copytree(CHECKOUT / "kernels", old / "mmsada_kernels")
+    for path in old.rglob("*.py"):
+        path.write_text(path.read_text() + "\n# an older one\n")
     wrapper = tmp_path / "rank.sh"
     wrapper.write_text(
         f'#!/bin/bash\n[ "$SLURM_PROCID" = 1 ] && export PYTHONPATH={old}:{CHECKOUT}\nexec {sys.executable} "$@"\n'

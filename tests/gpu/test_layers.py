@@ -17,21 +17,21 @@ REAL = Case(clips=8, channels=64, sizes=(8, 56, 56))
 
 @pytest.mark.parametrize("name", CASES)
 def test_batch_norm_is_the_definition(name: str) -> None:
-    check_norm(CASES[name], device="cuda")
+    check_norm(layers, CASES[name], device="cuda")
 
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("name", CASES)
 def test_pools_are_the_definition(name: str, pool: str) -> None:
-    check_pool(CASES[name], POOLS[pool], device="cuda")
+    check_pool(layers, CASES[name], POOLS[pool], device="cuda")
 
 
 @pytest.mark.parametrize("dtype", layers.FLOATS)
 def test_maps_of_a_real_size_are_the_definition(dtype: torch.dtype) -> None:
     case = replace(REAL, dtype=dtype)
-    check_norm(case, device="cuda")
-    check_pool(case, POOLS["1x3x3 by 2"], device="cuda")
-    check_pool(replace(case, sliced=True, channels=24, sizes=(4, 14, 14)), POOLS["3x3x3 by 1"], device="cuda")
+    check_norm(layers, case, device="cuda")
+    check_pool(layers, case, POOLS["1x3x3 by 2"], device="cuda")
+    check_pool(layers, replace(case, sliced=True, channels=24, sizes=(4, 14, 14)), POOLS["3x3x3 by 1"], device="cuda")
 
 
 def test_they_are_what_a_gpu_is_given() -> None:

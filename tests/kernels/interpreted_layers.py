@@ -25,18 +25,18 @@ def test_the_kernels_are_interpreted() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_batch_norm_is_the_definition(name: str) -> None:
-    check_norm(CASES[name])
+    check_norm(layers, CASES[name])
 
 
 @pytest.mark.parametrize("name", ["as in a step", "one channel", "one place", "one frame", *LAID_OUT])
 def test_a_pool_is_the_definition(name: str) -> None:
-    check_pool(CASES[name], STEP)
+    check_pool(layers, CASES[name], STEP)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_of_the_network_is_the_definition(name: str) -> None:
     for sizes in ((4, 4, 6), (3, 5, 3)):
-        check_pool(Case(clips=2, channels=6, sizes=sizes), POOLS[name])
+        check_pool(layers, Case(clips=2, channels=6, sizes=sizes), POOLS[name])
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -49,8 +49,8 @@ def test_any_sizes_give_the_definition(
     per_group: int, groups: int, channels: int, sizes: Any, kernel: Any, stride: Any, sliced: bool
 ) -> None:
     case = Case(clips=per_group * groups, channels=channels, sizes=sizes, groups=groups, sliced=sliced)
-    check_norm(case)
-    check_pool(case, Window(kernel, stride))
+    check_norm(layers, case)
+    check_pool(layers, case, Window(kernel, stride))
 
 
 def test_a_channel_slice_leaves_its_neighbours_alone() -> None:

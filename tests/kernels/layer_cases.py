@@ -1,6 +1,6 @@
-"""Inputs for the layers between convolutions, and the comparison of their Triton form with the definition in fp64.
+"""Inputs for the layers between convolutions, and the comparison of a form of them with the definition in fp64.
 
-Needs torch, triton and mmsada_kernels alone: the interpreter's tests and those of a GPU share it.
+Needs torch and mmsada_kernels alone: the tests of the C++ form, of Triton's interpreter and of a GPU share it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mmsada_kernels import layers_reference
-from mmsada_kernels.triton import layers
 
 reference: Any = layers_reference  # called with lists in place of tensors one by one
 Triple = tuple[int, int, int]
@@ -127,28 +126,28 @@ def near(found: Tensor, wanted: Tensor, *, case: Case, sums: bool = False) -> No
     assert worst <= step * scale, f"departs by {worst:.1e} where {step * scale:.1e} is allowed"
 
 
-def check_norm(case: Case, *, device: str = "cpu") -> None:
-    """Statistics, forward and backward of the batch norm."""
+def check_norm(form: Any, case: Case, *, device: str = "cpu") -> None:
+    """Statistics, forward and backward of the batch norm in `form`, which has the functions of `layers_reference`."""
     at = make_inputs(case, device=device)
     for found, wanted in zip(
-        layers.group_statistics(at.x, case.groups), reference.group_statistics(at.x.double(), case.groups), strict=True
+        form.group_statistics(at.x, case.groups), reference.group_statistics(at.x.double(), case.groups), strict=True
     ):
         assert found.dtype == torch.float32
         near(found, wanted, case=case, sums=not case.offset)
     wanted = torch.empty_like(at.out, dtype=torch.float64)
     reference.norm_relu_out(*exact(at.x, *at.norm), wanted)
-    layers.norm_relu_out(at.x, *at.norm, at.out)
+    form.norm_relu_out(at.x, *at.norm, at.out)
     near(at.out, wanted, case=case)
     bias = reference.norm_relu_backward_out(*exact(at.gy, at.x, *at.norm), wanted)
-    near(layers.norm_relu_backward_out(at.gy, at.x, *at.norm, at.out), bias, case=case, sums=True)
+    near(form.norm_relu_backward_out(at.gy, at.x, *at.norm, at.out), bias, case=case, sums=True)
     near(at.out, wanted, case=case)
 
 
-def check_pool(case: Case, window: Window, *, device: str = "cpu") -> None:
+def check_pool(form: Any, case: Case, window: Window, *, device: str = "cpu") -> None:
     """Forward and backward of a pool, alone and behind a batch norm."""
     at = make_inputs(case, device=device)
     settings = (window.kernel, window.stride, window.before(at.x.shape[2:]))
-    pooled, places = layers.max_pool(at.x, *settings)
+    pooled, places = form.max_pool(at.x, *settings)
     wanted_pooled, wanted_places = reference.max_pool(at.x.double(), *settings)
     assert torch.equal(pooled.double(), wanted_pooled)
     assert torch.equal(places, wanted_places)
@@ -157,9 +156,9 @@ def check_pool(case: Case, window: Window, *, device: str = "cpu") -> None:
     for adds in (False, True):
         wanted = at.out.double()
         reference.max_pool_backward_out(gy.double(), places, *settings, adds, wanted)
-        layers.max_pool_backward_out(gy, places, *settings, adds, at.out)
+        form.max_pool_backward_out(gy, places, *settings, adds, at.out)
         near(at.out, wanted, case=case)
     bias = reference.norm_relu_pool_backward_out(*exact(gy, pooled), places, *exact(at.x, *at.norm), *settings, wanted)
-    found = layers.norm_relu_pool_backward_out(gy, pooled, places, at.x, *at.norm, *settings, at.out)
+    found = form.norm_relu_pool_backward_out(gy, pooled, places, at.x, *at.norm, *settings, at.out)
     near(found, bias, case=case, sums=True)
     near(at.out, wanted, case=case)
