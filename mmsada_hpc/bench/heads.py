@@ -61,6 +61,7 @@ class Case:
     features: list[Tensor]
     dropout: list[Tensor]
     given: Mapping[str, Any]
+    factor_T: Tensor
     bf16: bool
 
     @property
@@ -81,15 +82,13 @@ class Case:
         return [*self.features, *(x for head in heads for x in head)]
 
     def __call__(self, heads: Heads) -> None:
-        """Forward and backward."""
+        """Forward and backward; the total is taken as `Method.losses` takes it."""
         for x in self.leaves:
             x.grad = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             found = heads(self.features, self.dropout, **self.given)
         terms = [found.classified.scored, found.corresponds, *found.domain_S]
-        torch.stack(
-            [factor * term.loss for factor, term in zip((1.0, 5.0, 1.0, 1.0), terms, strict=True)]
-        ).sum().backward()
+        (self.factor_T * torch.stack([term.loss for term in terms])).sum().backward()
 
 
 def make_case(clips: int, device: torch.device, *, bf16: bool) -> Case:
@@ -120,7 +119,7 @@ def make_case(clips: int, device: torch.device, *, bf16: bool) -> Case:
     dtype = torch.bfloat16 if bf16 else torch.float32
     features = [leaf(clips, WIDTH).detach().relu().to(dtype).requires_grad_() for _ in range(STREAMS)]
     dropout = [2.0 * (torch.rand(clips, WIDTH, generator=rng) < 0.5).to(device) for _ in range(STREAMS)]
-    return Case(features, dropout, given, bf16)
+    return Case(features, dropout, given, torch.tensor([1.0, 5.0, 1.0, 1.0], device=device), bf16)
 
 
 def _measure(case: Case, repeats: int, report: Report, *, compiles: bool) -> dict[str, Row]:
