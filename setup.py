@@ -9,6 +9,7 @@ works; elsewhere the package installs without them and computes in plain PyTorch
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, find_packages, setup
+from setuptools.errors import CompileError
 
 HERE = Path(__file__).resolve().parent
 
@@ -96,6 +98,7 @@ def libraries() -> list[Extension]:
             depends=sorted(str(path.relative_to(HERE)) for path in folder.glob("*.h")),
             extra_compile_args=COMPILE + flags,
             py_limited_api=True,  # there is no Python in them: torch loads them
+            optional=True,
         )
         for level, flags in levels.items()
     ]
@@ -119,13 +122,17 @@ def build_command() -> type:
 
         def build_extension(self, ext: Extension) -> None:
             self.build_temp = str(HERE / "build" / "kernels" / ext.name.rpartition(".")[2])
-            super().build_extension(ext)
+            try:
+                super().build_extension(ext)
+            except RuntimeError as error:  # of ninja; an optional extension that does not compile is left out
+                _tell(f"{ext.name} does not compile with this compiler (GCC 11 or newer is known to)")
+                raise CompileError(str(error)) from error
 
     return Build
 
 
 def _compiles(flags: list[str], folders: list[str]) -> bool:
-    command = [os.environ.get("CXX", "c++"), *flags, *(f"-I{folder}" for folder in folders), "-c", "probe.cpp"]
+    command = [*shlex.split(os.environ.get("CXX", "c++")), *flags, *(f"-I{folder}" for folder in folders), "-c", "probe.cpp"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.cpp").write_text("#include <ATen/core/Tensor.h>\nat::Tensor probe;\n")
         try:

@@ -1,18 +1,19 @@
 """Every head of MM-SADA on one micro-batch, in the fastest form there is for the tensors at hand.
 
-C++ on a CPU (fp32, or bf16 under autocast), Triton on a GPU, else `mmsada_kernels.reference`, which defines them all.
-Fused forms take products of bf16 operands under autocast and everything else in fp32; they are
-differentiable through the losses alone (not accuracies, not logits) and once.
+C++ on a CPU (fp32, or bf16 under autocast), Triton on a GPU, else `mmsada_kernels.reference`, which defines them all
+and takes what they do not: a lambda for each clip, dropout that broadcasts. Fused forms take products of bf16 operands
+under autocast and everything else in fp32. Whatever the form, differentiate the losses alone (not accuracies, not
+logits), and once: a fused form gives no other gradient.
 """
 
 import functools
-import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mmsada_kernels import cpu, reference
+from mmsada_kernels import cpu, layers, reference
 from mmsada_kernels.reference import AdaptationLosses, Classified, Linear, Mlp, Scored
 
 _Fused = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -38,7 +39,12 @@ def adaptation_heads(
     classifier = [x for head in classifier_S for x in head]
     discriminator = [x for head in discriminator_S for x in head]
     heads = (features_SND, classifier, discriminator, correspondence_head, num_classes)
-    fused = _on_cpu(*heads) or _on_gpu(*heads)
+    usual = (
+        reversal.numel() == 1
+        and corresponds_N.dtype in (torch.bool, torch.int64)
+        and all(drop.shape == x.shape for drop, x in zip(dropout_SND, features_SND, strict=True))
+    )
+    fused = (_on_cpu(*heads) or _on_gpu(*heads)) if usual else None
     if fused is None:
         return reference.adaptation_heads(
             features_SND,
@@ -93,16 +99,21 @@ def _on_gpu(
     correspondence: Sequence[Tensor],
     num_classes: int,
 ) -> _Fused | None:
-    """The Triton form, or None: on other devices, without triton, or for what its kernels do not take."""
-    if features_SND[0].device.type != "cuda" or cpu.wants_reference() or not _has_triton():
+    """The Triton form, or None: where the layers have none either, or for what its kernels do not take, which is
+    warned of once.
+    """
+    first = features_SND[0]
+    if first.device.type != "cuda" or not layers.is_compiled(first.device, first.dtype):
         return None
     from mmsada_kernels.triton import heads
 
-    if heads.why_not(features_SND, classifier, discriminator, correspondence, num_classes):
+    problem = heads.why_not(features_SND, classifier, discriminator, correspondence, num_classes)
+    if problem is not None:
+        _warn(problem)
         return None
     return heads.adaptation_heads
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _warn(problem: str) -> None:
+    warnings.warn(f"the heads are computed in plain PyTorch, which is slower: {problem}", stacklevel=4)

@@ -8,7 +8,6 @@ write where they are to be joined.
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -20,16 +19,19 @@ from mmsada_kernels import cpu, layers_reference
 
 
 def is_compiled(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the operators below have a compiled form for tensors like these: C++ on a CPU, Triton on a GPU."""
+    """Whether the operators below have a compiled form for tensors like these: C++ on a CPU, Triton on a GPU. Tensors
+    without memory are taken for a CPU's, so that estimates follow what training would do.
+    """
     if device.type == "cuda":
-        return dtype in (torch.float32, torch.bfloat16, torch.float16) and _triton(device.index or 0) is not None
-    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and cpu.is_loaded()
+        takes = dtype in (torch.float32, torch.bfloat16, torch.float16) and not cpu.wants_reference()
+        return takes and _triton(device.index or 0) is not None
+    return device.type in ("cpu", "meta") and dtype in (torch.float32, torch.bfloat16) and cpu.is_loaded()
 
 
 @functools.cache
 def _triton(index: int) -> ModuleType | None:
-    """The operators in Triton; None where it is missing, the GPU is too old for it, or plain PyTorch is asked for."""
-    if os.environ.get(cpu.SWITCH) == "reference" or importlib.util.find_spec("triton") is None:
+    """The operators in Triton; None where it is missing or the GPU is too old for it."""
+    if importlib.util.find_spec("triton") is None:
         return None
     if torch.version.cuda is None or torch.cuda.get_device_capability(index) < (8, 0):
         return None
@@ -37,7 +39,7 @@ def _triton(index: int) -> ModuleType | None:
 
 
 def _form(x: Tensor) -> Any:
-    if not is_compiled(x.device, x.dtype):
+    if x.device.type == "meta" or not is_compiled(x.device, x.dtype):
         return layers_reference
     return torch.ops.mmsada if x.device.type == "cpu" else _triton(x.device.index or 0)
 

@@ -14,7 +14,7 @@ template <typename T>
 void statistics(const Rows<const T>& x, int64_t groups, float* mean, float* var) {
   const int64_t rows = x.rows / groups, channels = x.channels;
   // Deviations from a group's first row: no cancellation where the mean is large beside the spread.
-  const Sums sums = reduce(groups, rows, channels, [&](int64_t group, int64_t first, int64_t count, int64_t c,
+  const GroupSums sums = reduce(groups, rows, channels, [&](int64_t group, int64_t first, int64_t count, int64_t c,
                                                        auto lanes, auto& a, auto& b) {
     constexpr int W = std::extent_v<std::remove_reference_t<decltype(a)>>;
     Floats pivot[W];
@@ -78,7 +78,7 @@ void backward(const Rows<const T>& gy, const Rows<const T>& x, const Norm& norm,
 
 std::tuple<at::Tensor, at::Tensor> group_statistics(const at::Tensor& x, int64_t groups) {
   check_rows(x, "x");
-  TORCH_CHECK(groups > 0 && x.size(0) % groups == 0, "groups: ", x.size(0), " clips are not ", groups, " groups");
+  check_groups(x, groups);
   auto mean = at::empty({groups, x.size(1)}, x.options().dtype(at::kFloat));
   auto var = at::empty({groups, x.size(1)}, x.options().dtype(at::kFloat));
   dispatch(x, [&](auto type) {
@@ -92,7 +92,7 @@ void norm_relu_out(const at::Tensor& x, const at::Tensor& mean, const at::Tensor
                    at::Tensor& out) {
   check_rows(x, "x");
   check_like(out, x, "out");
-  const Norm norm(mean, inv_std, bias);
+  const Norm norm(x, mean, inv_std, bias);
   dispatch(x, [&](auto type) {
     using T = decltype(type);
     forward<T>(rows_of<const T>(x), norm, rows_of<T>(out));
@@ -104,12 +104,12 @@ at::Tensor norm_relu_backward_out(const at::Tensor& gy, const at::Tensor& x, con
   check_rows(x, "x");
   check_like(gy, x, "gy");
   check_like(gx, x, "gx");
-  const Norm norm(mean, inv_std, bias);
+  const Norm norm(x, mean, inv_std, bias);
   at::Tensor result;
   dispatch(x, [&](auto type) {
     using T = decltype(type);
     const auto from = rows_of<const T>(x), gradient = rows_of<const T>(gy);
-    const Sums sums = backward_sums<false, T>(gradient, from, norm);
+    const GroupSums sums = backward_sums<false, T>(gradient, from, norm);
     backward<T>(gradient, from, norm, Gradient(norm, sums, from.rows / norm.groups), rows_of<T>(gx));
     result = bias_gradient(sums, norm.groups, bias);
   });

@@ -100,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> differentiable(
     const Tensor& label, const Tensor& domain, const Tensor& corresponds, const Tensor& weight_ce,
     const Tensor& weight_corr, const Tensor& weight_domain, const Tensor& reversal, int64_t num_classes,
     at::ScalarType products) {
+  TORCH_CHECK(reversal.numel() == 1, "adaptation_heads: reversal must be one value, got ", reversal.sizes());
   Tensors all;
   for (TensorList part : {features, classifier, discriminator, correspondence}) {
     all.insert(all.end(), part.begin(), part.end());

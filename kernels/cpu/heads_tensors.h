@@ -158,6 +158,7 @@ struct Targets {
         domain_weight(converted<double>(weight_domain_N, shape.clips, "weight_domain_N")) {
     within(label, shape.classes, "label_N");
     within(domain, 2, "domain_N");
+    within(corresponds, 2, "corresponds_N");
   }
 
  private:

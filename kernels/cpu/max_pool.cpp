@@ -36,9 +36,20 @@ struct Key<float> {
   static Narrow narrow(V v) { return __builtin_convertvector(__builtin_convertvector(v, Halves), Narrow); }
 };
 
-// Sign and magnitude to two's complement order, and back: the same exchange.
-inline Keys16 ordered(Keys16 v) { return v ^ ((v >> 15) & 0x7fff); }
-inline Keys32 ordered(Keys32 v) { return v ^ ((v >> 31) & 0x7fffffff); }
+// Sign and magnitude to two's complement, and back: the same exchange.
+inline Keys16 exchanged(Keys16 v) { return v ^ ((v >> 15) & 0x7fff); }
+inline Keys32 exchanged(Keys32 v) { return v ^ ((v >> 31) & 0x7fffffff); }
+
+// Keys in the order of the values, where both zeros are one and a NaN of either sign, which x86 makes with its sign set,
+// is above all. `infinity` is the key of minus infinity, below which the keys of such NaNs lie.
+template <typename V, typename Element>
+inline V ordered(V v, Element infinity, Element highest) {
+  V key = exchanged(v);
+  key = (key < infinity) ? V{} + highest : key;
+  return key - (V)(key == -1);
+}
+inline Keys16 ordered(Keys16 v) { return ordered<Keys16, int16_t>(v, static_cast<int16_t>(0x807f), INT16_MAX); }
+inline Keys32 ordered(Keys32 v) { return ordered<Keys32, int32_t>(v, static_cast<int32_t>(0x807fffff), INT32_MAX); }
 
 template <typename T, typename N>
 inline void pool_lanes(const Rows<const T>& x, const Neighbours& near, int64_t c, N lanes, T* y, uint8_t* places) {
@@ -52,7 +63,7 @@ inline void pool_lanes(const Rows<const T>& x, const Neighbours& near, int64_t c
     best = is_greater ? v : best;
     place = is_greater ? V{} + static_cast<Element>(near.place[i]) : place;
   }
-  store_raw(y + c, ordered(best), lanes);
+  store_raw(y + c, exchanged(best), lanes);
   store_raw(places + c, Key<T>::narrow(place), lanes);
 }
 
@@ -152,6 +163,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x, at::IntArrayRef
                                             at::IntArrayRef before) {
   check_rows(x, "x");
   std::vector<int64_t> sizes = {x.size(0), x.size(1)};
+  check_triples(kernel, stride, before);
   for (int64_t i = 0; i < 3; ++i) sizes.push_back((x.size(2 + i) + stride[i] - 1) / stride[i]);
   auto y = at::empty(sizes, x.options().memory_format(at::MemoryFormat::ChannelsLast3d));
   auto places = at::empty(sizes, x.options().dtype(at::kByte).memory_format(at::MemoryFormat::ChannelsLast3d));
@@ -174,6 +186,7 @@ void max_pool_backward_out(const at::Tensor& gy, const at::Tensor& places, at::I
   check_rows(gx, "gx");
   check_places(places, gy);
   TORCH_CHECK(gy.scalar_type() == gx.scalar_type(), "gy: expected the type of gx");
+  TORCH_CHECK(gy.size(0) == gx.size(0) && gy.size(1) == gx.size(1), "gy: expected the clips and channels of gx");
   const auto window = window_of(gx.sizes(), gy.sizes(), kernel, stride, before);
   dispatch(gx, [&](auto type) {
     using T = decltype(type);
@@ -190,14 +203,15 @@ at::Tensor norm_relu_pool_backward_out(const at::Tensor& gy, const at::Tensor& p
   check_rows(pooled, "pooled");
   check_like(gy, pooled, "gy");
   check_places(places, gy);
+  TORCH_CHECK(gy.size(0) == x.size(0) && gy.size(1) == x.size(1), "gy: expected the clips and channels of x");
   const auto window = window_of(x.sizes(), gy.sizes(), kernel, stride, before);
-  const Norm norm(mean, inv_std, bias);
+  const Norm norm(x, mean, inv_std, bias);
   auto kept = at::empty(gy.sizes(), gy.options().memory_format(at::MemoryFormat::ChannelsLast3d));
   at::Tensor result;
   dispatch(x, [&](auto type) {
     using T = decltype(type);
     const auto from = rows_of<const T>(x);
-    const Sums sums = backward_sums<true, T>(rows_of<const T>(gy), rows_of<const T>(pooled), norm, rows_of<T>(kept));
+    const GroupSums sums = backward_sums<true, T>(rows_of<const T>(gy), rows_of<const T>(pooled), norm, rows_of<T>(kept));
     norm_backward<T>(rows_of<const T>(kept), places.const_data_ptr<uint8_t>(), window, x.size(0), from, norm,
                      Gradient(norm, sums, from.rows / norm.groups), rows_of<T>(gx));
     result = bias_gradient(sums, norm.groups, bias);

@@ -42,7 +42,7 @@ inline void for_channels(int64_t channels, const Body& body) {
 }
 
 // Two sums per channel over the rows of each group, (G, 2, C).
-struct Sums {
+struct GroupSums {
   int64_t channels;
   std::vector<double> values;
 
@@ -51,7 +51,7 @@ struct Sums {
 };
 
 template <typename Term>
-Sums reduce(int64_t groups, int64_t rows, int64_t channels, const Term& term) {
+GroupSums reduce(int64_t groups, int64_t rows, int64_t channels, const Term& term) {
   const int64_t chunks = (rows + kChunk - 1) / kChunk;
   std::vector<float> partial(groups * chunks * 2 * channels, 0.0f);
   for_chunks<kChunk>(groups, rows, [&](int64_t group, int64_t chunk, int64_t first, int64_t count) {
@@ -72,7 +72,7 @@ Sums reduce(int64_t groups, int64_t rows, int64_t channels, const Term& term) {
       });
     }
   });
-  Sums sums{channels, std::vector<double>(groups * 2 * channels, 0.0)};
+  GroupSums sums{channels, std::vector<double>(groups * 2 * channels, 0.0)};
   for (int64_t i = 0; i < groups * chunks; ++i) {
     double* into = sums.values.data() + i / chunks * 2 * channels;
     const float* from = partial.data() + i * 2 * channels;
@@ -81,19 +81,27 @@ Sums reduce(int64_t groups, int64_t rows, int64_t channels, const Term& term) {
   return sums;
 }
 
+inline void check_groups(const at::Tensor& x, int64_t groups) {
+  TORCH_CHECK(groups > 0 && x.numel() > 0 && x.size(0) % groups == 0, "groups: ", x.size(0), " clips are not ", groups,
+              " groups");
+}
+
 // Statistics and offsets as the operators take them, and the forward as scale * x + shift.
 struct Norm {
   int64_t groups, channels;
   const float *mean, *inv_std, *bias;
   std::vector<float> shift;
 
-  Norm(const at::Tensor& mean_GC, const at::Tensor& inv_std_GC, const at::Tensor& bias_C)
-      : groups(mean_GC.size(0)),
+  // `x` is what is normalised: whole groups of clips.
+  Norm(const at::Tensor& x, const at::Tensor& mean_GC, const at::Tensor& inv_std_GC, const at::Tensor& bias_C)
+      : groups(mean_GC.dim() == 2 ? mean_GC.size(0) : 0),
         channels(bias_C.numel()),
         mean(floats(mean_GC, groups * channels, "mean")),
         inv_std(floats(inv_std_GC, groups * channels, "inv_std")),
         bias(floats(bias_C, channels, "bias")),
         shift(groups * channels) {
+    check_groups(x, groups);
+    TORCH_CHECK(channels == x.size(1), "bias: expected ", x.size(1), " values, one a channel, got ", channels);
     for (int64_t i = 0; i < groups * channels; ++i) shift[i] = bias[i % channels] - mean[i] * inv_std[i];
   }
 
@@ -119,10 +127,10 @@ struct Affine {
   }
 };
 
-// Sums of the gradient that the ReLU lets pass, and of it times the normalised input; with `Keeps`, what passes is left
+// GroupSums of the gradient that the ReLU lets pass, and of it times the normalised input; with `Keeps`, what passes is left
 // in `kept`.
 template <bool Keeps = false, typename T>
-Sums backward_sums(const Rows<const T>& gy, const Rows<const T>& x, const Norm& norm, const Rows<T>& kept = {}) {
+GroupSums backward_sums(const Rows<const T>& gy, const Rows<const T>& x, const Norm& norm, const Rows<T>& kept = {}) {
   return reduce(norm.groups, x.rows / norm.groups, norm.channels,
                 [&](int64_t group, int64_t first, int64_t count, int64_t c, auto lanes, auto& a, auto& b) {
                   constexpr int W = std::extent_v<std::remove_reference_t<decltype(a)>>;
@@ -143,7 +151,7 @@ Sums backward_sums(const Rows<const T>& gy, const Rows<const T>& x, const Norm& 
 }
 
 // The bias's gradient: the first sums over all groups.
-inline at::Tensor bias_gradient(const Sums& sums, int64_t groups, const at::Tensor& bias) {
+inline at::Tensor bias_gradient(const GroupSums& sums, int64_t groups, const at::Tensor& bias) {
   auto gradient = at::empty(bias.sizes(), bias.options());
   float* out = gradient.mutable_data_ptr<float>();
   for (int64_t c = 0; c < sums.channels; ++c) {
@@ -158,7 +166,7 @@ inline at::Tensor bias_gradient(const Sums& sums, int64_t groups, const at::Tens
 struct Gradient {
   std::vector<float> b, c;
 
-  Gradient(const Norm& norm, const Sums& sums, int64_t rows)
+  Gradient(const Norm& norm, const GroupSums& sums, int64_t rows)
       : b(norm.groups * norm.channels), c(norm.groups * norm.channels) {
     for (int64_t g = 0; g < norm.groups; ++g) {
       for (int64_t i = 0; i < norm.channels; ++i) {

@@ -82,13 +82,21 @@ void for_rows(const Window& window, int64_t clips, bool outwards, const Body& bo
 
 inline Axis axis(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t before) {
   TORCH_CHECK(before < kernel && (out - 1) * stride - before < in, "max_pool: a window would lie outside its input");
+  TORCH_CHECK(out == (in + stride - 1) / stride, "max_pool: ", in, " places at stride ", stride, " give no ", out);
   return {in, out, kernel, stride, before};
+}
+
+inline void check_triples(at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef before) {
+  TORCH_CHECK(kernel.size() == 3 && stride.size() == 3 && before.size() == 3, "max_pool: expected three axes");
+  for (int64_t i = 0; i < 3; ++i) {
+    TORCH_CHECK(kernel[i] > 0 && stride[i] > 0 && before[i] >= 0, "max_pool: expected kernel and stride above 0");
+  }
+  TORCH_CHECK(kernel[0] * kernel[1] * kernel[2] <= 255, "max_pool: a window of more than 255 places");
 }
 
 inline Window window_of(at::IntArrayRef in, at::IntArrayRef out, at::IntArrayRef kernel, at::IntArrayRef stride,
               at::IntArrayRef before) {
-  TORCH_CHECK(kernel.size() == 3 && stride.size() == 3 && before.size() == 3, "max_pool: expected three axes");
-  TORCH_CHECK(kernel[0] * kernel[1] * kernel[2] <= 255, "max_pool: a window of more than 255 places");
+  check_triples(kernel, stride, before);
   return {axis(in[2], out[2], kernel[0], stride[0], before[0]), axis(in[3], out[3], kernel[1], stride[1], before[1]),
           axis(in[4], out[4], kernel[2], stride[2], before[2])};
 }

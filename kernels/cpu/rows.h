@@ -16,7 +16,7 @@ struct Rows {
 };
 
 inline void check_rows(const at::Tensor& x, const char* name) {
-  TORCH_CHECK(x.dim() == 5 && x.stride(1) == 1, name, ": expected (N, C, T, H, W) in channels_last_3d memory");
+  TORCH_CHECK(x.dim() == 5 && (x.stride(1) == 1 || x.size(1) == 1), name, ": expected (N, C, T, H, W) in channels_last_3d memory");
   // The pixels of all clips must follow each other at one stride; an axis of size 1 may have any.
   int64_t expected = -1;
   for (int64_t axis : {4, 3, 2, 0}) {

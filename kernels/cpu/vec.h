@@ -1,4 +1,4 @@
-// Sixteen lanes of fp32, loaded from and stored to fp32 or bf16 memory. GCC and Clang vector extensions, so one source
+// Sixteen lanes of fp32, loaded from and stored to fp32 or bf16 memory. GCC's vector extensions, so one source
 // serves AVX2, AVX-512 and Arm.
 #pragma once
 
@@ -76,13 +76,8 @@ inline void store(c10::BFloat16* p, Floats v, N n) {
 
 // even[0], odd[0], even[1], odd[1], ... in two vectors.
 inline void interleave(Floats even, Floats odd, Floats (&out)[2]) {
-#ifdef __clang__
-  out[0] = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  out[1] = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#else
   out[0] = __builtin_shuffle(even, odd, Ints{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
   out[1] = __builtin_shuffle(even, odd, Ints{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-#endif
 }
 
 // Zero below zero; a NaN stays one.

@@ -47,7 +47,8 @@ class Loader:
             self._streams[name] = ArrayPipeline(array, store, name, schedule, settings)
         self._iteration = 0
         self.wait_s = 0.0
-        """Seconds spent waiting for decoded clips since it was last set to 0."""
+        """Seconds since it was last set to 0 spent waiting for decoded clips and, on a CPU, finishing them (resize and
+        normalise in `mmsada_kernels.clips`)."""
 
     def next(self) -> Batch:
         """The next micro-batch on the pipeline's device.

@@ -29,6 +29,11 @@ class GroupContext:
         self.domains: tuple[int, ...] = ()
         self.recording = False
 
+    def groups(self, clips: int) -> int:
+        """How many groups a training micro-batch of whole ones has."""
+        assert clips > 0 and clips % self.group_size == 0, f"{clips} clips are not whole groups of {self.group_size}"
+        return clips // self.group_size
+
     @contextmanager
     def recorded(self, domains: Sequence[int]) -> Iterator[None]:
         """Record the statistics of a training forward; `domains` holds one domain per group. Recompute in the backward
@@ -64,9 +69,8 @@ class GroupBatchNorm(nn.Module):
             return nn.functional.batch_norm(
                 x_NCTHW, mean, var, torch.ones_like(self.bias), self.bias, training=False, eps=EPS
             )
-        size = self.context.group_size
-        assert x_NCTHW.shape[0] % size == 0, f"{x_NCTHW.shape[0]} clips are not whole groups of {size}"
-        groups = [self._normalise(index, x) for index, x in enumerate(x_NCTHW.split(size))]
+        parts = x_NCTHW.chunk(self.context.groups(len(x_NCTHW)))
+        groups = [self._normalise(index, x) for index, x in enumerate(parts)]
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def _normalise(self, index: int, x_NCTHW: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """3-D convolutions with TensorFlow's SAME padding: as a module, and as a forward and a backward without autograd."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,14 @@ Triple = tuple[int, int, int]
 def ndhwc(x_NCTHW: Tensor) -> Tensor:
     """In channels_last_3d memory; no copy where it is."""
     return x_NCTHW.contiguous(memory_format=torch.channels_last_3d)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Where operators compute in the types they are given (tensors without memory have no autocast)."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -15,9 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmsada_hpc.model.batch_norm import EPS
-from mmsada_hpc.model.convolution import Triple, convolve, convolve_backward, ndhwc, pad_to_same, same_paddings
+from mmsada_hpc.model.convolution import (
+    Triple,
+    convolve,
+    convolve_backward,
+    ndhwc,
+    pad_to_same,
+    same_paddings,
+    without_autocast,
+)
 from mmsada_kernels import layers
 
 
@@ -144,7 +153,7 @@ class UnitFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_NCTHW: Tensor, weight: Tensor, bias_C: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-        with torch.autocast(x_NCTHW.device.type, enabled=False):
+        with without_autocast(x_NCTHW):
             kernel, stride = (plan.kernel,) * 3, (plan.stride,) * 3
             ctx.layout = Layout.of(weight)
             padded, padding = pad_to_same(ndhwc(x_NCTHW), kernel, stride, dtype=plan.dtype)
@@ -160,13 +169,14 @@ class UnitFunction(torch.autograd.Function):
         return y, *statistics
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x_NCTHW, weight, *saved = ctx.saved_tensors
         plan, normed = ctx.plan, Normed(*saved)
         kernel, stride = (plan.kernel,) * 3, (plan.stride,) * 3
-        with torch.autocast(gy.device.type, enabled=False):
+        with without_autocast(gy):
             g_raw = _like(normed.raw)
-            g_bias = normed.backward(gy, g_raw, plan.pool)
+            g_bias = normed.backward(ndhwc(gy), g_raw, plan.pool)
             needs_input = ctx.needs_input_grad[0]
             gx, gw = convolve_backward(
                 g_raw, x_NCTHW, weight, stride=stride, padding=ctx.padding, needs_input=needs_input
@@ -188,7 +198,7 @@ class MixedFunction(torch.autograd.Function):
         w0, w1a, w1b, w2a, w2b, w3b = (w.to(plan.dtype) for w in parameters[:6])
         c0, c1a, c1b, c2a, c2b, c3b = (b.detach() for b in parameters[6:])
         sizes = [len(c0), len(c1b), len(c2b), len(c3b)]
-        with torch.autocast(x_NCTHW.device.type, enabled=False):
+        with without_autocast(x_NCTHW):
             merged = torch.cat([w0, w1a, w2a])
             first, s_first = _normed(_same(x_NCTHW, merged), torch.cat([c0, c1a, c2a]), plan.groups)
             n0, n1a, n2a = _cut(first, [len(c0), len(c1a), len(c2a)], [plan.pool, None, None])
@@ -206,13 +216,14 @@ class MixedFunction(torch.autograd.Function):
         return y, *statistics
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x_NCTHW, pooled, places, raw, merged, w1b, w2b, w3b, *saved = ctx.saved_tensors
         width = len(Normed._fields)
         units = [Normed(*saved[i : i + width]) for i in range(0, len(saved), width)]
         n0, n1a, n1b, n2a, n2b, n3b = units
         pool: Pool | None = ctx.plan.pool
-        with torch.autocast(gy.device.type, enabled=False):
+        with without_autocast(gy):
             gy = ndhwc(gy)  # the last block's is an expanded mean
             gy0, gy1, gy2, gy3 = gy.split(ctx.sizes, dim=1)
             g_first = _like(raw)

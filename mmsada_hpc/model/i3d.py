@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsada_hpc.model.batch_norm import GroupBatchNorm, GroupContext
-from mmsada_hpc.model.convolution import SameConv3d, Triple, ndhwc, same_paddings
+from mmsada_hpc.model.convolution import SameConv3d, Triple, ndhwc, same_paddings, without_autocast
 from mmsada_hpc.model.fused import MixedFunction, Plan, Pool, UnitFunction
 from mmsada_hpc.model.inference import convolve_relu, folded
 from mmsada_kernels import layers
@@ -62,7 +62,7 @@ class Unit3d(nn.Module):
 
     def train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype, pool: Pool | None) -> Tensor:
         """`forward` in training, and the pool behind it, by hand."""
-        groups = len(x_NCTHW) // self.bn.context.group_size
+        groups = self.bn.context.groups(len(x_NCTHW))
         plan = Plan(groups, dtype, pool, kernel=self.conv3d.kernel_size[0], stride=self.conv3d.stride[0])
         y_NCTHW, *statistics = UnitFunction.apply(x_NCTHW, self.conv3d.weight, self.bn.bias, plan)
         self.bn.record(*statistics)
@@ -109,7 +109,7 @@ class Mixed(nn.Module):
     def train_fused(self, x_NCTHW: Tensor, dtype: torch.dtype, pool: Pool | None) -> Tensor:
         """`forward` in training, and the pool behind it, by hand."""
         units = (self.b0, self.b1a, self.b1b, self.b2a, self.b2b, self.b3b)
-        plan = Plan(len(x_NCTHW) // self.b0.bn.context.group_size, dtype, pool)
+        plan = Plan(self.b0.bn.context.groups(len(x_NCTHW)), dtype, pool)
         weights, biases = [u.conv3d.weight for u in units], [u.bn.bias for u in units]
         y_NCTHW, mean, var, *rest = MixedFunction.apply(x_NCTHW, plan, *weights, *biases)
         merged = (self.b0, self.b1a, self.b2a)
@@ -154,7 +154,8 @@ class I3d(nn.Module):
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         dtype = _product_dtype(x_NCTHW)
-        if self.fuses and self.training and layers.is_compiled(x_NCTHW.device, dtype):
+        takes = self.Conv3d_1a_7x7.bn.bias.dtype == torch.float32 and layers.is_compiled(x_NCTHW.device, dtype)
+        if self.fuses and self.training and takes:
             x_NCTHW = self._train_fused(x_NCTHW, dtype)
         elif self.fuses and not self.training and not torch.is_grad_enabled():
             x_NCTHW = self._infer(x_NCTHW, dtype)
@@ -177,7 +178,7 @@ class I3d(nn.Module):
 
     def _infer(self, x_NCTHW: Tensor, dtype: torch.dtype) -> Tensor:
         x_NCTHW = ndhwc(x_NCTHW.to(dtype))
-        with torch.autocast(x_NCTHW.device.type, enabled=False):
+        with without_autocast(x_NCTHW):
             for layer in self._layers():
                 x_NCTHW = layer.infer(x_NCTHW)
         return x_NCTHW

@@ -80,8 +80,9 @@ def _cost(config_json: str, num_classes: int) -> Cost:
         return tensor
 
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = module.network(clips, (0,))
+    with counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            features = module.network(clips, (0,))
         torch.stack([value.sum() for value in features.values()]).sum().backward()
     kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() / group, kept_bytes / group)

@@ -79,8 +79,7 @@ def test_no_reversal_pushes_no_feature_and_still_trains_the_discriminators(autoc
     assert all(not x.any() for x in gradients[:2]) and all(x.any() for x in gradients[2:])
 
 
-def test_lambda_is_a_tensor_that_may_change_between_forward_and_backward() -> None:
-    """As where a graph is captured once and replayed."""
+def test_lambda_is_a_tensor_and_may_be_0() -> None:
     case = make_case(Sizes()).to(torch.float32)
     lambda_ = torch.tensor(0.0)
     found = adaptation_heads(case.features, case.dropout, **{**case.given, "reversal": lambda_})
@@ -162,6 +161,24 @@ def test_a_label_outside_the_classes_is_named() -> None:
     case = make_case(Sizes(clips=3)).to(torch.float32)
     with pytest.raises(IndexError, match=r"label_N\[2\] is 3, expected 0 to 2"):
         adaptation_heads_of(case.replace(label_N=torch.tensor([0, 1, 3])))
+
+
+def test_a_correspondence_that_is_neither_yes_nor_no_is_named() -> None:
+    case = make_case(Sizes(clips=3)).to(torch.float32)
+    with pytest.raises(IndexError, match=r"corresponds_N\[1\] is 2, expected 0 to 1"):
+        adaptation_heads_of(case.replace(corresponds_N=torch.tensor([0, 2, 1])))
+
+
+def test_what_the_fused_form_does_not_take_goes_to_the_definition() -> None:
+    """A lambda for each clip, dropout for all clips at once, labels of another type."""
+    case = make_case(Sizes(clips=5)).to(torch.float32)
+    lambda_N1 = torch.linspace(0, 1, 5)[:, None]
+    for changed in (
+        case.replace(reversal=lambda_N1),
+        case.replace(corresponds_N=case.given["corresponds_N"].to(torch.uint8)),
+    ):
+        ours, theirs = compute(adaptation_heads, changed), compute(reference.adaptation_heads, changed)
+        assert max(distances(ours, theirs)) < FP32
 
 
 def test_a_label_that_cross_entropy_ignores_is_ignored() -> None:

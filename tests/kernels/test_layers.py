@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmsada_kernels import cpu, layers, layers_reference
@@ -87,10 +88,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(dtype: torch.dtype)
 
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_nan_reaches_every_clip_of_its_group_and_channel(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("nan", [torch.nan, -torch.nan])
+def test_a_nan_reaches_every_clip_of_its_group_and_channel(dtype: torch.dtype, nan: float) -> None:
     """A NaN is never made a zero by the ReLU, nor lost in a pool: a broken step is seen."""
     x = torch.randn(4, 20, 2, 4, 4).to(dtype).contiguous(memory_format=NDHWC)
-    x[1, 3, 0, 1, 1] = torch.nan
+    x[1, 3, 0, 1, 1] = nan
     mean_GC, var_GC = torch.ops.mmsada.group_statistics(x, 2)
     pooled, _ = torch.ops.mmsada.max_pool(x, (1, 2, 2), (1, 2, 2), (0, 0, 0))
     out = torch.empty_like(pooled)
@@ -98,6 +100,17 @@ def test_a_nan_reaches_every_clip_of_its_group_and_channel(dtype: torch.dtype) -
     assert out[:2, 3].isnan().all()
     assert not out[2:].isnan().any()
     assert not out[:2, :3].isnan().any()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_keeps_nans_of_either_sign_and_takes_both_zeros_for_one(dtype: torch.dtype) -> None:
+    x = torch.tensor([-3.0, -torch.nan, 5.0, torch.nan, -0.0, 0.0, -torch.inf, -2.0]).to(dtype)
+    x_NCTHW = x.view(1, 1, 1, 1, 8).expand(1, 40, 1, 1, 8).contiguous(memory_format=NDHWC)
+    y, places = torch.ops.mmsada.max_pool(x_NCTHW, (1, 1, 2), (1, 1, 2), (0, 0, 0))
+    assert y[0, :, 0, 0, :2].isnan().all()
+    assert (y[0, :, 0, 0, 2:] == torch.tensor([0.0, -2.0]).to(dtype)).all()
+    assert (places[0, :, 0, 0] == torch.tensor([1, 1, 0, 1])).all()
 
 
 @compiled
@@ -113,6 +126,17 @@ def test_padding_puts_zeros_around_and_converts(dtype: torch.dtype, before: Any,
     assert found.is_contiguous(memory_format=NDHWC)
 
 
+def norm_of(x: Tensor, *, channels: int, groups: int) -> None:
+    statistics = torch.ones(groups, channels)
+    torch.ops.mmsada.norm_relu_out(x, statistics, statistics, torch.ones(channels), torch.empty_like(x))
+
+
+def pool_back(x: Tensor, *, channels: int, width: int) -> None:
+    gy = torch.ones(4, channels, 3, 4, width).contiguous(memory_format=NDHWC)
+    places = gy.to(torch.uint8, memory_format=NDHWC)
+    torch.ops.mmsada.max_pool_backward_out(gy, places, (1, 1, 3), (1, 1, 1), (0, 0, 1), False, x)
+
+
 @compiled
 @pytest.mark.parametrize(
     ("call", "told"),
@@ -120,7 +144,13 @@ def test_padding_puts_zeros_around_and_converts(dtype: torch.dtype, before: Any,
         (lambda x: torch.ops.mmsada.group_statistics(x.contiguous(), 1), "channels_last_3d"),
         (lambda x: torch.ops.mmsada.group_statistics(x.double(), 1), "float32 or bfloat16"),
         (lambda x: torch.ops.mmsada.group_statistics(x, 3), "4 clips are not 3 groups"),
+        (lambda x: torch.ops.mmsada.group_statistics(x[:0], 1), "0 clips are not 1 groups"),
+        (lambda x: norm_of(x, channels=64, groups=1), "expected 8 values, one a channel, got 64"),
+        (lambda x: norm_of(x, channels=8, groups=3), "4 clips are not 3 groups"),
         (lambda x: torch.ops.mmsada.max_pool(x, (1, 1, 1), (1, 1, 1), (1, 0, 0)), "outside its input"),
+        (lambda x: torch.ops.mmsada.max_pool(x, (1, 1, 1), (1, 0, 1), (0, 0, 0)), "above 0"),
+        (lambda x: pool_back(x, channels=16, width=5), "clips and channels of gx"),
+        (lambda x: pool_back(x, channels=8, width=4), "5 places at stride 1 give no 4"),
     ],
 )
 def test_what_the_operators_do_not_take_is_refused(call: Any, told: str) -> None:

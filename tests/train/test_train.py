@@ -155,7 +155,14 @@ def test_told_to_stop_both_ranks_save_the_same_step_and_a_second_start_goes_on(
 
 @pytest.mark.parametrize(
     "setting",
-    ["train.zero_stage=1", "train.zero_stage=2", "train.precision=bf16", "train.engine=ddp", "method.name=source_only"],
+    [
+        "train.zero_stage=1",
+        "train.zero_stage=2",
+        "train.zero_stage=3",
+        "train.precision=bf16",
+        "train.engine=ddp",
+        "method.name=source_only",
+    ],
 )
 def test_other_engines_precisions_and_methods_run_and_save(tiny_store: Store, tmp_path: Path, setting: str) -> None:
     process = start(tiny_run(tiny_store, tmp_path / "run", setting, "model.width=0.0625"), ranks=2)
