@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmsada_hpc.config import StreamConfig
-from mmsada_hpc.data.pipeline import PipelineSettings
+from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.plan import ClipPlan
 from mmsada_hpc.data.store import Store
 from mmsada_hpc.data.windows import WindowRule

@@ -10,9 +10,10 @@ import torch
 
 from mmsada_hpc.data.arrays import ArrayPipeline, ArrayStream
 from mmsada_hpc.data.batch import Batch, make_batch
+from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.manifest import STREAMS
 from mmsada_hpc.data.philox import keep_mask
-from mmsada_hpc.data.pipeline import PipelineSettings, StreamPipeline
+from mmsada_hpc.data.pipeline import StreamPipeline
 from mmsada_hpc.data.schedule import TestSchedule, TrainSchedule
 from mmsada_hpc.data.store import Store
 

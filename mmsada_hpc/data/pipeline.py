@@ -27,8 +27,6 @@ from mmsada_hpc.data.store import Store
 from mmsada_hpc.errors import UserError
 from mmsada_kernels.clips import is_compiled, make_clips
 
-__all__ = ["MIDDLE", "PipelineSettings", "Samples", "Schedule", "StreamPipeline", "StreamSource", "build_pipeline"]
-
 Schedule = Callable[[int], ClipPlan]
 
 

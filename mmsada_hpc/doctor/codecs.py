@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsada_hpc.data.pipeline import MIDDLE, PipelineSettings, Samples, StreamSource, build_pipeline
+from mmsada_hpc.data.graph import MIDDLE, PipelineSettings, Samples, build_pipeline
+from mmsada_hpc.data.pipeline import StreamSource
 from mmsada_hpc.data.windows import WindowRule
 from mmsada_hpc.doctor.report import Ask, Line
 

@@ -169,7 +169,7 @@ class UnitFunction(torch.autograd.Function):
         return y, *statistics
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x_NCTHW, weight, *saved = ctx.saved_tensors
         plan, normed = ctx.plan, Normed(*saved)
@@ -216,7 +216,7 @@ class MixedFunction(torch.autograd.Function):
         return y, *statistics
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x_NCTHW, pooled, places, raw, merged, w1b, w2b, w3b, *saved = ctx.saved_tensors
         width = len(Normed._fields)

@@ -18,9 +18,10 @@ from mmsada_hpc.bench.loader_process import loader_processes
 from mmsada_hpc.bench.loader_step import bench_step
 from mmsada_hpc.bench.rows import Report
 from mmsada_hpc.cli import main
+from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.data.manifest import STREAMS
-from mmsada_hpc.data.pipeline import PipelineSettings, StreamPipeline
+from mmsada_hpc.data.pipeline import StreamPipeline
 from mmsada_hpc.data.plan import ClipPlan, Views
 from mmsada_hpc.data.schedule import TrainSchedule
 from mmsada_hpc.data.store import Store

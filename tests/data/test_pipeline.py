@@ -14,8 +14,9 @@ import pytest
 import torch
 from nvidia.dali import Pipeline
 
+from mmsada_hpc.data.graph import PipelineSettings, build_pipeline
 from mmsada_hpc.data.loader import Loader
-from mmsada_hpc.data.pipeline import PipelineSettings, StreamPipeline, StreamSource, build_pipeline
+from mmsada_hpc.data.pipeline import StreamPipeline, StreamSource
 from mmsada_hpc.data.plan import ClipPlan, Views
 from mmsada_hpc.data.prepare import PrepareOptions, prepare
 from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows
