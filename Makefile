@@ -53,7 +53,7 @@ test-slow: $(STAMP)  ## the tests marked slow
 	@tests/cluster/install.sh if-wanted
 	@$(BIN)/pytest -m slow
 
-gpu:  ## the tests that need a GPU, on .venv where there is one, else on PYTHON with torch, triton and pytest alone
+gpu:  ## the tests that need a GPU, on .venv where there is one, else on PYTHON with torch, triton, numpy and pytest alone
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -s tests/gpu
 
 cluster: $(STAMP)  ## a real Slurm of two nodes on this machine, to try the launcher on (root; docs/test_cluster.md)

@@ -168,7 +168,7 @@ class TrainConfig(_Section):
     through `torch.compile` (in place of the passes written by hand).
     """
     side_by_side: bool = False
-    """GPU: every network after the first in a CUDA stream of its own."""
+    """GPU: every network after the first in a CUDA stream of its own; on one rank alone."""
     global_batch: int = Field(128, ge=4)
     """Clips per update over all ranks; half source, half target where the method adapts."""
     micro_batch: int | None = Field(None, ge=1)
@@ -338,9 +338,10 @@ def _check_together(config: Config) -> None:
         raise UserError("train.precision=fp64 needs train.engine=ddp (DeepSpeed refuses fp64)")
     if train.zero_stage and train.engine == "ddp":
         raise UserError(f"train.zero_stage={train.zero_stage} needs train.engine=deepspeed (plain DDP has no ZeRO)")
-    if train.accelerate == "graphs" and train.zero_stage == 3:
+    if train.accelerate != "none" and train.zero_stage == 3:
         raise UserError(
-            "train.accelerate=graphs needs train.zero_stage below 3, where every parameter keeps its place in memory"
+            f"train.accelerate={train.accelerate} needs train.zero_stage below 3, where every parameter keeps its "
+            f"place in memory"
         )
     if train.stage1.steps + train.stage2.steps == 0:
         raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")

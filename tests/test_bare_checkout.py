@@ -1,5 +1,5 @@
-"""A checkout on a GPU host that has torch, triton and pytest alone: the kernels and the model import nothing else, and
-`make gpu` runs.
+"""A checkout on a GPU host that has torch, triton, numpy and pytest alone: the kernels, the model and its benchmarks
+import nothing else (the first two no numpy either), and `make gpu` runs.
 """
 
 import os
@@ -20,13 +20,14 @@ MODULES = (
     "mmsada_kernels", "mmsada_kernels.layers", "mmsada_kernels.triton.heads", "mmsada_kernels.triton.layers",
     "mmsada_hpc.model.streams",
 )  # fmt: skip
+BENCHMARKS = ("mmsada_hpc.bench.command", "mmsada_hpc.bench.step", "mmsada_hpc.bench.heads")
 
 
-def python(code: str) -> "subprocess.CompletedProcess[str]":
+def python(code: str, others: tuple[str, ...] = OTHERS) -> "subprocess.CompletedProcess[str]":
     """Run where none of the others can be imported, the package is found in the checkout alone and no GPU is seen."""
     paths = {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / '.mypy'}", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules.update(dict.fromkeys({OTHERS!r}))\n{code}"],
+        [sys.executable, "-c", f"import sys; sys.modules.update(dict.fromkeys({others!r}))\n{code}"],
         cwd=CHECKOUT,
         env=os.environ | paths | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
@@ -36,9 +37,14 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_kernels_and_model_need_nothing_beside_torch_and_triton() -> None:
-    done = python(f"import {', '.join(MODULES)}\nprint(mmsada_kernels.__file__)")
+    done = python(f"import {', '.join(MODULES)}\nprint(mmsada_kernels.__file__)", (*OTHERS, "numpy"))
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(CHECKOUT)
+
+
+def test_benchmarks_of_the_step_and_the_heads_need_numpy_beside_them() -> None:
+    done = python(f"import {', '.join(BENCHMARKS)}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_tests_for_a_gpu_are_found_and_say_why_they_are_skipped() -> None:

@@ -43,7 +43,7 @@ def adaptation_heads(
     reversal: Tensor,
     num_classes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, accuracies and fused logits of all heads; differentiable by features, parameters and logits.
+    """Losses, accuracies and fused logits of all heads; differentiable through the losses alone, as in every form.
 
     Args:
         features_SND: per stream `(N, D)`, un-dropped, one dtype; a tensor with gaps costs a copy, here and below.
@@ -125,8 +125,9 @@ def _precision(products: str) -> str:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """The one place a kernel is started from."""
-    kernel[grid](*args, **options)
+    """The one place a kernel is started from, on the device of its tensors, which need not be the current one."""
+    with torch.cuda.device_of(args[0][0] if isinstance(args[0], tuple) else args[0]):
+        kernel[grid](*args, **options)
 
 
 def shares_of(clips: int, width: int, streams: int) -> tuple[int, int]:
@@ -142,8 +143,7 @@ def constants(
     kernel: str, products: str, *, clips: int, width: int, hidden: int, classes: int, streams: int
 ) -> dict[str, Any]:
     """Constants and launch options of a kernel; shapes and precision alone decide. Blocks and warps are those that
-    spilled no register for sm_80 and sm_90 (tests/kernels/test_triton_heads.py), but for `spread` in exact fp32 with
-    the most hidden units, classes and streams, where a few are.
+    spilled no register for sm_80 and sm_90 (tests/kernels/test_triton_heads.py).
     """
     block_h, block_k = max(16, triton.next_power_of_2(hidden)), max(16, triton.next_power_of_2(classes))
     shares, span = shares_of(clips, width, streams)
@@ -151,8 +151,8 @@ def constants(
     wide = {"D": width, "BLOCK_N": BLOCK_N, **heads, "num_warps": 8}
     wide |= {"PRECISION": _precision(products), "INTERPRETED": INTERPRETED}
     stages = 2 if products == "bf16" else 1
-    # Exact fp32 products take many registers: fewer clips at once, and the bound at which the assembler spills none.
-    tight = {"BLOCK_N": 16, "maxnreg": 200} if wide["PRECISION"] == "ieee" else {}
+    # Exact fp32 products take many registers: fewer clips at once. No bound on them, under which the assembler spills.
+    tight = {"BLOCK_N": 16} if wide["PRECISION"] == "ieee" else {}
     found: Mapping[str, dict[str, Any]] = {
         "project": {**wide, "SHARES": shares, "SPAN": span, "BLOCK_D": 32, "num_stages": stages},
         "score": {"SHARES": shares, "BLOCK_C": 16, **heads, "num_warps": 4},
@@ -235,7 +235,6 @@ def _forward(
 @torch.library.custom_op("mmsada::adaptation_heads_triton_backward", mutates_args=())
 def _backward(
     grad_losses: Tensor,
-    grad_logits: Tensor | None,
     features: list[Tensor],
     dropout: list[Tensor],
     classifier: list[Tensor],
@@ -252,18 +251,18 @@ def _backward(
     found = _like([*features, *classifier, *discriminator, *correspondence])
     by_features, by_classifier = tuple(found[:streams]), found[streams : 3 * streams]
     by_discriminator, by_correspondence = found[3 * streams : 7 * streams], found[7 * streams :]
-    grads = (grad_losses.contiguous(), None if grad_logits is None else grad_logits.contiguous())
+    grad_losses = grad_losses.contiguous()
     at_spread, at_gather = constants("spread", products, **sizes), constants("gather", products, **sizes)
     launch(
         kernels.spread, (triton.cdiv(sizes["width"], at_spread["BLOCK_D"]), streams),
-        *grads, reversal, _solid(features), _solid(dropout), _solid(classifier[::2]), _solid(discriminator[::4]),
+        grad_losses, reversal, _solid(features), _solid(dropout), _solid(classifier[::2]), _solid(discriminator[::4]),
         correspondence[0].contiguous(), slope, slope_hidden,
         by_features, tuple(by_classifier[::2]), tuple(by_discriminator[::4]), by_correspondence[0], clips,
         **at_spread,
     )  # fmt: skip
     launch(
         kernels.gather, (2 + streams, triton.cdiv(max(sizes["hidden"], sizes["classes"]), at_gather["BLOCK"])),
-        *grads, slope, hidden, slope_hidden, slope2, tuple(by_classifier[1::2]),
+        grad_losses, slope, hidden, slope_hidden, slope2, tuple(by_classifier[1::2]),
         *((by_correspondence[i], *by_discriminator[i::4]) for i in (1, 2, 3)), clips, **at_gather,
     )  # fmt: skip
     return found
@@ -280,7 +279,7 @@ def _(features: list[Tensor], dropout: Any, classifier: list[Tensor], discrimina
 
 @_backward.register_fake
 def _(
-    grad_losses: Any, grad_logits: Any, features: Any, dropout: Any, classifier: Any, discriminator: Any,
+    grad_losses: Any, features: Any, dropout: Any, classifier: Any, discriminator: Any,
     correspondence: Any, *_: Any,
 ) -> list[Tensor]:  # fmt: skip
     return _like([*features, *classifier, *discriminator, *correspondence])
@@ -289,12 +288,12 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, dropout, classifier, discriminator, correspondence, *_, reversal, _, products = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1], *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*features, *dropout, *classifier, *discriminator, *correspondence, *output[3:], reversal)
     ctx.streams, ctx.products = len(features), products
 
 
-def _differentiate(ctx: Any, grad_losses: Tensor | None, _: Any, grad_logits: Tensor | None, *__: Any) -> Any:
+def _differentiate(ctx: Any, grad_losses: Tensor | None, *_: Any) -> Any:
     s = ctx.streams
     kept, reversal = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
     cuts = [0, s, 2 * s, 4 * s, 8 * s, 8 * s + 4, 8 * s + 8]
@@ -302,7 +301,7 @@ def _differentiate(ctx: Any, grad_losses: Tensor | None, _: Any, grad_logits: Te
     if grad_losses is None:
         grad_losses = states[0].new_zeros(2 + s)
     found = torch.ops.mmsada.adaptation_heads_triton_backward(
-        grad_losses, grad_logits, features, dropout, classifier, discriminator, correspondence, states,
+        grad_losses, features, dropout, classifier, discriminator, correspondence, states,
         reversal, ctx.products,
     )  # fmt: skip
     return found[:s], [None] * s, found[s : 3 * s], found[3 * s : 7 * s], found[7 * s :], *[None] * 9

@@ -255,7 +255,6 @@ def total(scored_2TN, losses_T, accuracies_T, N, T: tl.constexpr, BLOCK_N: tl.co
 @triton.jit
 def spread(
     grad_losses_T,
-    grad_logits_NK,
     reversal,
     features_SND,
     dropout_SND,
@@ -313,10 +312,7 @@ def spread(
         x_ND = _wide(features + at_ND, in_nd)
         drop_ND = _wide(dropout + at_ND, in_nd)
         none_ND = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        # The classifier's slope; its logits are also a result, so a gradient may come in there.
         by_NK = grad_ce * _wide(slope_NK + n[:, None] * K + k[None, :], in_nk)
-        if grad_logits_NK is not None:
-            by_NK += _wide(grad_logits_NK + n[:, None] * K + k[None, :], in_nk)
         grad_ND = drop_ND * _dot(by_NK, classifier_KD, none_ND, PRECISION, INTERPRETED)
         grad_classifier_KD = _dot(tl.trans(by_NK), x_ND * drop_ND, grad_classifier_KD, PRECISION, INTERPRETED)
         # The correspondence head, then the stream's discriminator behind the reversal.
@@ -335,7 +331,6 @@ def spread(
 @triton.jit
 def gather(
     grad_losses_T,
-    grad_logits_NK,
     slope_NK,
     hidden_PNH,
     slope_PNH,
@@ -360,12 +355,9 @@ def gather(
         for start in range(0, N, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             mask = (n < N)[:, None] & (i < K)[None, :]
-            by_NK = grad * _wide(slope_NK + n[:, None] * K + i[None, :], mask)
-            if grad_logits_NK is not None:
-                by_NK += _wide(grad_logits_NK + n[:, None] * K + i[None, :], mask)
-            bias_K += tl.sum(by_NK, axis=0)
+            bias_K += tl.sum(_wide(slope_NK + n[:, None] * K + i[None, :], mask), axis=0)
         for s in tl.static_range(S):
-            tl.store(grad_bias_SK[s] + i, bias_K, mask=i < K)
+            tl.store(grad_bias_SK[s] + i, grad * bias_K, mask=i < K)
     else:
         p = t - 1
         bias1_H = tl.zeros((BLOCK,), tl.float32)

@@ -125,8 +125,9 @@ def norm_relu_pool_backward_out(
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """The one place a kernel is started from."""
-    kernel[grid](*args, **options)
+    """The one place a kernel is started from, on the device of its tensors, which need not be the current one."""
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **options)
 
 
 class _Rows:

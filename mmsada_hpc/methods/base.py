@@ -56,8 +56,9 @@ class Factors:
     _on: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The factors of the terms in their order, `(T,)`, and the reversal, a scalar; float64. On the device they are
-        tensors, so that a captured graph follows the schedule; one copy for all micro-batches of the update.
+        """The factors of the terms in their order, `(T,)`, and the reversal, a scalar; float64. One copy serves all
+        micro-batches of the update, none of which makes the host wait for a GPU. Each update has tensors of its own,
+        whose place in memory a captured graph would not follow: heads and losses stay outside the graphs.
         """
         if device not in self._on:
             values = torch.tensor([*self.terms.values(), self.reversal], dtype=torch.float64)

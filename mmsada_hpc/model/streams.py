@@ -42,7 +42,8 @@ class MultiStream(nn.Module):
         Args:
             graphs: training's forward and backward are captured as CUDA graphs, for one shape after another.
             compiled: `torch.compile` of every network, in place of the forward and backward written by hand.
-            side_by_side: every network after the first in a CUDA stream of its own.
+            side_by_side: every network after the first in a CUDA stream of its own; so are its gradients made, which
+                no engine that averages them over ranks waits for.
         """
         self._graphs = Graphs(self) if graphs else None
         names = list(self.streams)[1:] if side_by_side else []
@@ -87,7 +88,9 @@ class MultiStream(nn.Module):
             side = self._sides.get(name, here)
             if side is not here:
                 side.wait_event(begun)
-                clips_NTHWC[name].record_stream(side)  # its memory is not given on before the backward has read it
+                # Torch does not give its memory on before `side` is done with it. Of memory that is not torch's, such
+                # as DALI's, this is no promise: there it does nothing.
+                clips_NTHWC[name].record_stream(side)
             with torch.cuda.stream(side):
                 features[name] = network(channels_first(clips_NTHWC[name]))
         for name, side in self._sides.items():

@@ -7,9 +7,12 @@ from mmsada_hpc.errors import UserError
 from mmsada_hpc.model.streams import MultiStream
 
 
-def check_switches(train: TrainConfig, device: torch.device) -> None:
-    """UserError where a switch asks for what only a GPU has. TF32 and cuDNN leave a CPU as it is."""
+def check_switches(train: TrainConfig, device: torch.device, world_size: int) -> None:
+    """UserError where a switch asks for what only a GPU has, or a single rank. TF32 and cuDNN leave a CPU as it is."""
     if device.type == "cuda":
+        # DDP and DeepSpeed send a bucket of gradients when the current stream has it, and do not ask the side streams.
+        if train.side_by_side and world_size > 1:
+            raise UserError(f"train.side_by_side=true is for one rank; with {world_size} ranks use false")
         return
     if train.accelerate != "none":
         raise UserError(f"train.accelerate={train.accelerate} is for a GPU; on a CPU use none")

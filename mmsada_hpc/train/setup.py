@@ -12,10 +12,10 @@ from mmsada_hpc.cluster.host import num_threads
 from mmsada_hpc.cluster.world import World
 from mmsada_hpc.config import Config
 from mmsada_hpc.data.arrays import ArrayStream
+from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.loader import DropoutPlan, Loader
 from mmsada_hpc.data.manifest import STREAMS
-from mmsada_hpc.data.pipeline import PipelineSettings
 from mmsada_hpc.data.plan import Planner, Pool
 from mmsada_hpc.data.schedule import TestSchedule, TrainSchedule
 from mmsada_hpc.data.store import Store
@@ -166,7 +166,7 @@ class Setup:
     def checked(self) -> "Setup":
         """Itself, after everything that can be found wrong before the first step."""
         self.layout, self.rule, self.planner, self.device, self.arrays  # noqa: B018
-        check_switches(self.config.train, self.device)
+        check_switches(self.config.train, self.device, self.world.size)
         self._check_streams()
         check_pretrained(self.config.model.pretrained.files(), width=self.config.model.width)
         height, width = self.frame_size

@@ -84,6 +84,13 @@ def test_opcheck_passes() -> None:
     torch.library.opcheck(torch.ops.mmsada.adaptation_heads_triton.default, (*inputs.arguments, "fp32"))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="a single CUDA device")
+def test_the_device_of_the_tensors_need_not_be_the_current_one() -> None:
+    inputs = make_inputs(STEP, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    check(STEP, inputs, fused(STEP, inputs))
+
+
 def test_tensors_of_the_cpu_are_refused() -> None:
     with pytest.raises(ValueError, match="features on cpu"):
         heads.adaptation_heads(*make_inputs(Case()).arguments)

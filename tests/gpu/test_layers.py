@@ -66,3 +66,11 @@ def test_a_cuda_graph_replays_them() -> None:
     at.x.copy_(at.x * 2 + 1)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(replayed, run(), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="a single CUDA device")
+def test_the_device_of_the_tensors_need_not_be_the_current_one() -> None:
+    at, same = (make_inputs(Case(), device=device) for device in ("cuda:1", "cuda:0"))
+    assert torch.cuda.current_device() == 0
+    for found, wanted in zip(layers.group_statistics(at.x, 2), layers.group_statistics(same.x, 2), strict=True):
+        assert torch.equal(found.cpu(), wanted.cpu())

@@ -9,8 +9,8 @@ import torch
 for package in ("nvidia.dali", "av", "cv2", "pydantic"):
     pytest.importorskip(package, reason=f"{package} is not installed: DALI on a GPU was not tried")
 
+from mmsada_hpc.data.graph import PipelineSettings  # noqa: E402
 from mmsada_hpc.data.loader import Loader  # noqa: E402
-from mmsada_hpc.data.pipeline import PipelineSettings  # noqa: E402
 from mmsada_hpc.data.prepare import PrepareOptions, prepare  # noqa: E402
 from mmsada_hpc.data.schedule import TestSchedule, plan_test_windows  # noqa: E402
 from mmsada_hpc.data.store import Store  # noqa: E402

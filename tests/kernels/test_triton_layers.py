@@ -20,6 +20,7 @@ from tests.kernels.layer_cases import POOLS  # noqa: E402
 from tests.kernels.triton_build import TARGETS, build_launch  # noqa: E402
 
 HERE = Path(__file__).parent
+SLOW = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def taken(launches: list[Launch], capability: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("capability", TARGETS)
-@pytest.mark.parametrize(("channels", "wide"), [(64, 0), (16, 16)], ids=["64", "a slice of 16"])
+@pytest.mark.parametrize(("channels", "wide"), [(64, 0), pytest.param(16, 16, marks=SLOW)], ids=["64", "a slice of 16"])
 def test_batch_norm_compiles_without_spills(
     capability: int, dtype: torch.dtype, channels: int, wide: int, launches: list[Launch]
 ) -> None:
@@ -104,7 +105,10 @@ def test_batch_norm_compiles_without_spills(
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, torch.bfloat16) for name in POOLS if not name.endswith("3")), ("3x3x3 by 1", torch.float32)],
+    [
+        *(("3x3x3 by 1", dtype) for dtype in (torch.bfloat16, torch.float32)),
+        *(pytest.param(n, torch.bfloat16, marks=SLOW) for n in POOLS if n != "3x3x3 by 1" and not n.endswith("3")),
+    ],
 )
 def test_pools_compile_without_spills(capability: int, name: str, dtype: torch.dtype, launches: list[Launch]) -> None:
     pool_launches(name, 64, dtype)

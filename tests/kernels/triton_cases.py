@@ -58,7 +58,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of `heads.adaptation_heads`, and upstream gradients of its losses and logits."""
+    """Arguments of `heads.adaptation_heads`, and an upstream gradient of its losses."""
 
     features: list[Tensor]
     dropout: list[Tensor]
@@ -70,7 +70,6 @@ class Inputs:
     reversal: Tensor
     num_classes: int
     by_losses_T: Tensor
-    by_logits_NK: Tensor
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -123,7 +122,6 @@ def make_inputs(case: Case, *, device: str = "cpu", seed: int = 0) -> Inputs:
         reversal=torch.tensor(case.reversal, device=device),
         num_classes=case.num_classes,
         by_losses_T=normal(2 + s).to(device),
-        by_logits_NK=normal(n, k).to(device),
     )
 
 
@@ -131,8 +129,7 @@ Results = dict[str, Tensor]
 
 
 def _results(inputs: Inputs, losses_T: Tensor, accuracies_T: Tensor, logits_NK: Tensor) -> Results:
-    upstream = (losses_T * inputs.by_losses_T).sum() + (logits_NK * inputs.by_logits_NK).sum()
-    grads = torch.autograd.grad(upstream, inputs.leaves)
+    grads = torch.autograd.grad((losses_T * inputs.by_losses_T).sum(), inputs.leaves)
     values = {"losses": losses_T, "accuracies": accuracies_T, "logits": logits_NK}
     return {name: x.detach() for name, x in values.items()} | {
         f"gradient {i} {tuple(x.shape)}": x for i, x in enumerate(grads)
@@ -166,7 +163,6 @@ def defined(inputs: Inputs, *, rounded: bool) -> Results:
         discriminator=each(inputs.discriminator, 4),
         correspondence=each(inputs.correspondence, 4),
         by_losses_T=inputs.by_losses_T.cpu(),
-        by_logits_NK=inputs.by_logits_NK.cpu(),
     )
     label_N, domain_N, corresponds_N = (x.cpu() for x in inputs.targets)
     weight_ce_N, weight_corr_N, weight_domain_N = (x.cpu() for x in inputs.weights)

@@ -24,12 +24,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 def test_a_switch_for_gpus_is_refused_on_a_cpu(switch: str) -> None:
     train = load_config(None, [f"train.{switch}"]).train
     with pytest.raises(UserError, match=f"^train.{switch} is for a GPU; on a CPU use (none|false)$"):
-        check_switches(train, CPU)
-    check_switches(train, GPU)
+        check_switches(train, CPU, 1)
+    check_switches(train, GPU, 1)
 
 
 def test_the_defaults_are_for_every_device() -> None:
-    check_switches(load_config(None).train, CPU)
+    check_switches(load_config(None).train, CPU, 2)
+
+
+def test_streams_of_their_own_are_refused_with_several_ranks() -> None:
+    train = load_config(None, ["train.side_by_side=true"]).train
+    with pytest.raises(UserError, match=r"^train.side_by_side=true is for one rank; with 2 ranks use false$"):
+        check_switches(train, GPU, 2)
+    check_switches(load_config(None, ["train.accelerate=graphs"]).train, GPU, 2)
 
 
 def test_a_run_asks_before_it_trains(tiny_store: Store, tmp_path: Path) -> None:
@@ -38,9 +45,10 @@ def test_a_run_asks_before_it_trains(tiny_store: Store, tmp_path: Path) -> None:
         Setup(load_config(None, words), tiny_store, find_world({}, host="alone")).checked()
 
 
-def test_graphs_need_parameters_that_stay_in_their_place() -> None:
-    with pytest.raises(UserError, match=r"train\.accelerate=graphs needs train\.zero_stage below 3"):
-        load_config(None, ["train.accelerate=graphs", "train.zero_stage=3"])
+@pytest.mark.parametrize("value", ["graphs", "compile"])
+def test_accelerated_networks_need_parameters_that_stay_in_their_place(value: str) -> None:
+    with pytest.raises(UserError, match=rf"train\.accelerate={value} needs train\.zero_stage below 3"):
+        load_config(None, [f"train.accelerate={value}", "train.zero_stage=3"])
 
 
 def test_tf32_is_part_of_the_result_and_the_other_switches_are_not() -> None:
