@@ -1,12 +1,15 @@
 """`mmsada bench comm`: what the ranks' talking costs, by message and as part of a training step."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,7 @@ HELP = (
     "launch/submit.py bench --nodes N comm, or srun mmsada bench comm inside a job."
 )
 PARTS = ("all-reduce", "engines")
-_LONGEST_S = 3600.0
+_LONGEST_S, _PATIENCE_S = 3600.0, 10.0
 # The ranks are on this host, whatever job or user this is.
 _HERE = {"HYDRA_LAUNCHER": "fork", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -136,15 +139,35 @@ def _start_ranks(args: argparse.Namespace, report: Report) -> None:
         rows = Path(folder) / "rows.jsonl"
         words = [str(mpiexec), "-n", str(args.ranks), sys.executable, "-m", "mmsada_hpc.cli", *_words(args, rows)]
         print(f"alone here, so {args.ranks} ranks are started by {mpiexec.name}", flush=True)
-        try:
-            done = subprocess.run(
-                words, env={**os.environ, **_HERE}, stdin=subprocess.DEVNULL, timeout=_LONGEST_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"the {args.ranks} ranks did not end within {_LONGEST_S:.0f} s") from error
-        if done.returncode:
-            raise UserError(f"the {args.ranks} ranks ended with code {done.returncode}; what they said is above")
+        code = run_group(words, {**os.environ, **_HERE}, longest_s=_LONGEST_S)
+        if code is None:
+            raise UserError(f"the {args.ranks} ranks did not end within {_LONGEST_S:.0f} s")
+        if code:
+            raise UserError(f"the {args.ranks} ranks ended with code {code}; what they said is above")
         report.adopt([json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()])
+
+
+def run_group(words: Sequence[str], environ: Mapping[str, str], *, longest_s: float) -> int | None:
+    """The exit code of a command, or None where it took longer. Where it is not waited for to its end, for whatever
+    reason, its whole process group is ended.
+    """
+    group = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return group.wait(longest_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if group.poll() is None:
+            _end_group(group)
+
+
+def _end_group(group: "subprocess.Popen[bytes]") -> None:
+    """First politely, so that mpiexec ends what it started."""
+    for number, patience_s in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(group.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            group.wait(patience_s)
 
 
 def _words(args: argparse.Namespace, rows: Path) -> list[str]:

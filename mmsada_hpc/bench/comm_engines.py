@@ -5,6 +5,7 @@ on every rank, and how much of it is communication.
 import contextlib
 import copy
 import logging
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,7 @@ def rows_of(
     size = f"{shape.name} {plan.precision} N={plan.clips} {shape.frames}x{shape.side}x{shape.side}"
     for name, values in seconds.items():
         ms = [1000 * value for value in values]
-        exposed = sorted(ms)[len(ms) // 2] - 1000 * sorted(seconds[SILENT])[len(values) // 2]
+        exposed = statistics.median(ms) - 1000 * statistics.median(seconds[SILENT])
         bytes_each = 2 if engines[name].gradients == "bf16" else 4
         details = {
             "engine": name,

@@ -77,18 +77,13 @@ def run(args: argparse.Namespace) -> int:
             profile_to=args.profile,
             world=world,
         )
-        code = _run_all(args, report, world) if args.bench == "all" else _run_one(args.bench, args, report, world)
+        code = _run_all(args, report, world) if args.bench == "all" else _run_one(args.bench, args, report)
     leave()
     return code
 
 
-def _run_one(name: str, args: argparse.Namespace, report: Report, world: World) -> int:
-    try:
-        _module(name).run(args, report)
-    except BaseException:
-        if world.size == 1:  # alone, rows that were measured before it broke are kept; ranks would wait for each other
-            report.write()
-        raise
+def _run_one(name: str, args: argparse.Namespace, report: Report) -> int:
+    _module(name).run(args, report)
     report.write()
     return 0
 
@@ -102,7 +97,7 @@ def _run_all(args: argparse.Namespace, report: Report, world: World) -> int:
         _module(name).add_arguments(parser)
         own = argparse.Namespace(**{**vars(parser.parse_args([])), **common, "bench": name})
         try:
-            _run_one(name, own, report, world)
+            _run_one(name, own, report)
         except UserError as error:
             if world.size > 1:
                 raise

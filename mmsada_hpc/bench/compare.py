@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,14 @@ _FRAME = ("machine", "device", "world_size", "versions", "config_hash")
 
 Key = tuple[str, str, int]
 """Benchmark, name, rank."""
-Verdict = Literal["worse", "better", "same", "unsure", "no match"]
+Verdict = Literal["worse", "better", "same", "unsure", "no match", "no figure"]
 _TOLD: dict[Verdict, str] = {
     "worse": "WORSE",
     "better": "better",
     "same": "",
     "unsure": f"? under {_FEWEST} repeats",
     "no match": "? other unit",
+    "no figure": "? no figure",
 }
 
 
@@ -42,6 +44,11 @@ class Measured:
     def key(self) -> Key:
         return self.row.bench, self.row.name, int(self.frame["rank"])
 
+    @property
+    def has_figure(self) -> bool:
+        """Not where the measurement gave no number, which rows tell as null."""
+        return has_figure(self.row)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -54,12 +61,14 @@ class Change:
 
     @property
     def percent(self) -> float:
-        """Of the median, before to after."""
+        """Of the median, before to after; 0 where one has no figure."""
+        if self.verdict == "no figure":
+            return 0.0
         return 100 * (self.after.value - self.before.value) / abs(self.before.value) if self.before.value else 0.0
 
 
 def read_rows(path: Path) -> dict[Key, Measured]:
-    """The newest row of every measurement in a file, in the file's order.
+    """The newest row of every measurement in a file, in the file's order, also where that one has no figure (NaN).
 
     Raises:
         UserError: the file or a line in it is not what a benchmark writes.
@@ -74,23 +83,36 @@ def read_rows(path: Path) -> dict[Key, Measured]:
             continue
         try:
             values = json.loads(line)
-            measured = Measured(row_from(values), {"rank": 0, **values})
-            if all(
-                isinstance(value, int | float) for value in (measured.row.value, measured.row.min, measured.row.max)
-            ):
-                found.pop(measured.key, None)
-                found[measured.key] = measured
+            measured = Measured(_row(values), {"rank": 0, **values})
+            found.pop(measured.key, None)
+            found[measured.key] = measured
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a row of `mmsada bench ... --json FILE`") from error
-    if not found:
+    if not any(measured.has_figure for measured in found.values()):
         raise UserError(f"{path}: holds no measurement")
     return found
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    """As `row_from`, null read as NaN."""
+    found = row_from(values)
+    value, low, high = (math.nan if x is None else x for x in (found.value, found.min, found.max))
+    if not all(isinstance(x, int | float) for x in (value, low, high)):
+        raise TypeError
+    return replace(found, value=value, min=low, max=high)
+
+
+def has_figure(row: Row) -> bool:
+    """Whether its median and range are numbers."""
+    return all(math.isfinite(x) for x in (row.value, row.min, row.max))
 
 
 def judge(before: Row, after: Row, *, threshold: float) -> Verdict:
     """The rule of `HELP`; `threshold` in percent."""
     if (before.unit, before.better) != (after.unit, after.better):
         return "no match"
+    if not (has_figure(before) and has_figure(after)):
+        return "no figure"
     if min(before.repeats, after.repeats) < _FEWEST:
         return "unsure"
     apart = before.max < after.min or after.max < before.min
@@ -137,13 +159,13 @@ def describe(changes: Sequence[Change], *, threshold: float) -> str:
         if change.key[0] != bench:
             bench = change.key[0]
             lines.append(bench)
-        a, b = short(change.before.value), short(change.after.value)
+        a, b = (short(row.value) if has_figure(row) else "none" for row in (change.before, change.after))
         line = f"  {_label(change.key):<{width}} {a:>9} {b:>9} {change.after.unit:<8} {change.percent:>+7.1f}%"
         lines.append(f"{line}  {_TOLD[change.verdict]}".rstrip())
     count = Counter(change.verdict for change in changes)
     summary = f"{len(changes)} measurements in both: {count['worse']} worse, {count['better']} better, "
     summary += f"{count['same']} within noise (ranges overlap, or less than {threshold:g} %)"
-    unsure = count["unsure"] + count["no match"]
+    unsure = count["unsure"] + count["no match"] + count["no figure"]
     return "\n".join([*lines, summary + (f", {unsure} not judged" if unsure else "")])
 
 

@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmsada_hpc.bench.e2e_loop import TimedLoop
 from mmsada_hpc.bench.e2e_overhead import bench_overhead
 from mmsada_hpc.bench.e2e_parts import Account, account
 from mmsada_hpc.bench.e2e_run import bench_config, coming_together, kept, shape_of, short_run, train_for
-from mmsada_hpc.bench.rows import Report, Row, row
+from mmsada_hpc.bench.rows import SHOWN, Report, Row, row
 from mmsada_hpc.cluster.join import gather
 from mmsada_hpc.config import Config, config_hash
 from mmsada_hpc.errors import UserError
@@ -20,7 +21,8 @@ from mmsada_hpc.errors import UserError
 HELP = (
     "The real training loop for some updates of a config (without one, the demo's on toy kitchens that are rendered "
     "here): the time of an update split into data wait, forward, backward, communication, update, checkpoint and the "
-    "rest, on every rank. --overhead: the same loop beside a bare PyTorch loop on the same clips in memory."
+    "rest, on every rank. At ZeRO 1-3 the ranks also talk inside backward and update, which then hold that time. "
+    "--overhead: the same loop beside a bare PyTorch loop on the same clips in memory."
 )
 _UPDATES, _QUICK_UPDATES = 10, 3
 _PROFILED = 3
@@ -38,7 +40,9 @@ def rows_of_rank(shape: str, found: Account, config: Config) -> list[Row]:
     whole = row("e2e", f"whole update, {shape}", found.whole, "ms", better="lower", details=known)
     rows = [row("e2e", f"throughput, {shape}", rate, "clips/s", better="higher"), whole]
     for part, values in found.parts.items():
-        share = {"percent": round(100 * statistics.median(values) / whole.value, 2)}
+        share: dict[str, Any] = {"percent": round(100 * statistics.median(values) / whole.value, 2)}
+        if part == "communication" and config.train.engine == "deepspeed" and config.train.zero_stage:
+            share[SHOWN] = "more of it in backward and update (ZeRO)"
         rows.append(row("e2e", f"{part}, {shape}", values, "ms", better="lower", details=share))
     return rows
 

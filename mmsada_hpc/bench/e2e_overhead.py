@@ -2,7 +2,7 @@
 clips in memory.
 
 Bare is the network and heads alone with autocast and torch's SGD: no loader, plan, engine, figures, running statistics
-or guards. The real loop plans, draws masks and does all that a run does, but decodes nothing.
+(nor sums for them) or guards. The real loop plans, draws masks and does all that a run does, but decodes nothing.
 """
 
 import argparse
@@ -50,7 +50,8 @@ class BareLoop:
     def __init__(self, module: TrainModule, train: TrainConfig) -> None:
         if train.memory_format == "ndhwc" and train.zero_stage == 0:
             use_ndhwc_weights(module)
-        self._module, self._device = module.train(), next(module.parameters()).device.type
+        parameter = next(module.parameters())
+        self._module, self._device, self._dtype = module.train(), parameter.device.type, parameter.dtype
         self._bf16 = train.precision == "bf16"
         self._sgd = torch.optim.SGD(
             module.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay
@@ -61,12 +62,17 @@ class BareLoop:
         for batch in batches:
             with watched.part("gradients"):
                 with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-                    total, _ = self._module(batch, factors)
+                    total = self._loss(batch, factors)
                 total.backward()
         with watched.part("update"):
             self._sgd.param_groups[0]["lr"] = lr
             self._sgd.step()
             self._sgd.zero_grad(set_to_none=True)
+
+    def _loss(self, batch: Batch, factors: Factors) -> Tensor:
+        """As the module computes it, but that no batch-norm statistics are recorded."""
+        clips = {stream: x.to(self._dtype) for stream, x in batch.clips_NTHWC.items()}
+        return self._module.method.losses(self._module.network(clips), batch, factors).total
 
 
 class ResidentClips:

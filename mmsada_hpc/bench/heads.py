@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmsada_hpc.bench.device import bench_device, set_as_training, settings
 from mmsada_hpc.bench.rows import Report, Row, interleaved, row
 from mmsada_hpc.bench.step import has_fast_bf16
 from mmsada_hpc.bench.step_model import Form, Shape, make_step
-from mmsada_hpc.cluster.host import keep_freed_memory
+from mmsada_hpc.errors import UserError
 from mmsada_kernels import adaptation_heads, cpu, reference
 from mmsada_kernels.reference import AdaptationLosses, Linear, Mlp
 
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, report: Report) -> None:
     """Measure and report."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    keep_freed_memory()
+    if min(args.clips) < 1:
+        raise UserError(f"--clips {min(args.clips)}: must be at least 1")
+    device = bench_device(args.device)
+    set_as_training(device, report.world)
     step = Shape(2, 8, 64, 0.25) if args.quick else Shape(4, 16, 224, 1.0)
     for bf16 in (True, False):
         if bf16 and not has_fast_bf16(device):
@@ -163,7 +166,7 @@ def _details(case: Case) -> dict[str, Any]:
         "hidden": HIDDEN,
         "logits": 2 * CLASSES,
         "device": str(case.device),
-        "threads": torch.get_num_threads(),
+        **settings(case.device),
         "kernels": cpu.level() if case.device.type == "cpu" else "triton",
     }
 
@@ -210,6 +213,7 @@ def _add_shares(rows: Mapping[str, Row], case: Case, shape: Shape, seconds: floa
     """Against the step of as many clips, if a clip costs as much as in the step that was measured."""
     whole_ms = 1e3 * seconds * case.clips / shape.clips
     details = {"step": str(shape), "step_ms": 1e3 * seconds, "formula": "heads(N) / (step / clips of the step * N)"}
+    details |= settings(case.device)
     eager: Row | None = None
     for name in ("eager", "fused"):
         values = [100 * ms / whole_ms for ms in (rows[name].min, rows[name].value, rows[name].max)]

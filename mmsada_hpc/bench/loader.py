@@ -20,6 +20,7 @@ from mmsada_hpc.bench.loader_process import loader_processes, measure
 from mmsada_hpc.bench.loader_step import bench_step
 from mmsada_hpc.bench.rows import SHOWN, Report, Row, row
 from mmsada_hpc.cluster.host import num_threads
+from mmsada_hpc.cluster.join import say_to_all
 from mmsada_hpc.cluster.world import find_world
 from mmsada_hpc.config import load_config
 from mmsada_hpc.data.manifest import STREAMS
@@ -182,9 +183,15 @@ def run(args: argparse.Namespace, report: Report) -> None:
     if min(args.batches_per_repeat, *args.ranks, args.batches + 1) < 1:
         raise UserError("--batches-per-repeat, --ranks and --batches must be 1 or more")
     own = [*(_QUICK if args.quick else ()), *args.overrides]
-    stores = args.store or [toy_store(load_config(None, own), args.stores)]
+    stores = args.store or [_toy_kitchens(own, args.stores)]
     for store in stores:
         _bench_store(_task(str(store.resolve()), own, batch), args, report)
+
+
+def _toy_kitchens(own: Sequence[str], stores: Path) -> Path:
+    """Rendered once, by rank 0; the others wait for it."""
+    store = toy_store(load_config(None, own), stores) if find_world().rank == 0 else None
+    return say_to_all(store)
 
 
 def _task(store: str, own: Sequence[str], batch: int) -> Task:

@@ -67,9 +67,15 @@ class Measured:
 
 
 def bench_setup(store: str, overrides: tuple[str, ...]) -> Setup:
-    """A run on the store's first two domains, or on its only one as both."""
+    """A run on the store's first two domains, unless `overrides` name others.
+
+    Raises:
+        UserError: the store has only one, or does not go with `overrides`.
+    """
     opened = Store.open(store)
-    source, target = opened.manifest.domains[0], opened.manifest.domains[-1]
+    if len(opened.manifest.domains) < 2:
+        raise UserError(f"{store}: has only the domain {opened.manifest.domains[0]}; a source and a target are needed")
+    source, target = opened.manifest.domains[:2]
     names = [f"data.store={store}", f"data.source=[{source}]", f"data.target=[{target}]"]
     setup = Setup(load_config(None, [*names, *overrides]), opened, find_world({}, host="alone"))
     setup.planner  # noqa: B018  # whether windows fit is found out here

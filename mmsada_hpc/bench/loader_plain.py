@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.manifest import STREAMS, Stream
-from mmsada_hpc.data.pipeline import PipelineSettings, StreamSource
+from mmsada_hpc.data.pipeline import StreamSource
 from mmsada_hpc.data.plan import Views
 from mmsada_hpc.data.schedule import TrainSchedule
 from mmsada_hpc.data.store import Store

@@ -258,6 +258,7 @@ def run(args: argparse.Namespace) -> int:
     rows: dict[Key, Measured] = {}
     for path in args.files:
         rows |= read_rows(path)
+    rows = {key: one for key, one in rows.items() if one.has_figure}
     out: Path = args.out
     writing(out, lambda: out.mkdir(parents=True, exist_ok=True))
     for bench in dict.fromkeys(one.row.bench for one in rows.values()):

@@ -16,6 +16,7 @@ from mmsada_hpc.cluster.host import cores
 from mmsada_hpc.cluster.join import gather
 from mmsada_hpc.cluster.world import World, find_world
 from mmsada_hpc.data.shards import writing
+from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.git_state import code_state
 from mmsada_hpc.observe.record import package_versions
 
@@ -86,13 +87,17 @@ def interleaved(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
 
 
 class Report:
-    """What a benchmark tells: rows, shown as they come and written at the end of each benchmark.
+    """What a benchmark tells: rows, shown as they come. A process that is alone also writes each as it comes, so that
+    no end loses one; several ranks write theirs together, at the end of each benchmark.
 
     Args:
         json_to: file that rows are appended to as JSON lines; None = none.
         json_stream: the same for a stream, which stays open.
         profile_to: where `profile` writes a trace; None = it does nothing.
-        world: of this process; every rank has its own report.
+        world: of this process; every rank has its own report, and all make it together.
+
+    Raises:
+        UserError: on every rank, where the file cannot be written.
     """
 
     def __init__(
@@ -107,34 +112,36 @@ class Report:
         self.config_hash = ""
         """Of the run's config, for benchmarks that have one; set it before the first row."""
         self._json_to, self._json_stream, self._profile_to = json_to, json_stream, profile_to
-        self._world = world or find_world()
+        self.world = world or find_world()
         self._kept: list[dict[str, Any]] = []
         self._frame: dict[str, Any] = {}
         self._bench, self._num_traces = "", 0
+        self._check()
 
     def add(self, row: Row) -> None:
         """Show a row and keep it."""
         if row.bench != self._bench:
             self._bench = row.bench
-            print(_heading(row.bench, self._world), flush=True)
+            print(_heading(row.bench, self.world), flush=True)
         print(describe(row), flush=True)
         self.rows.append(row)
-        self._frame = self._frame or frame(self._world)
+        self._frame = self._frame or frame(self.world)
         self._kept.append({**asdict(row), **self._frame, "config_hash": self.config_hash})
+        if self.world.size == 1:
+            self.write()
 
-    def write(self) -> int:
-        """Append the rows of all ranks that are not written yet; call it on every rank. Returns how many.
+    def write(self) -> None:
+        """Append the rows of all ranks that are not written yet; call it on every rank.
 
         Raises:
             UserError: the file cannot be written.
         """
         kept, self._kept = self._kept, []
         if self._json_to is None and self._json_stream is None:
-            return 0
-        rows = [row for of_rank in gather(self._world, kept) for row in of_rank]
-        if self._world.rank == 0:
+            return
+        rows = [row for of_rank in gather(self.world, kept) for row in of_rank]
+        if self.world.rank == 0 and rows:
             self._append("".join(json.dumps(_finite(row)) + "\n" for row in rows))
-        return len(rows)
 
     def adopt(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep rows that processes started by this one have shown and written."""
@@ -163,9 +170,20 @@ class Report:
         parts = [name.replace(" ", "_").replace("/", "_")] if name else []
         if self._num_traces:
             parts.append(str(self._num_traces + 1))
-        if self._world.size > 1:
-            parts.append(f"rank{self._world.rank}")
+        if self.world.size > 1:
+            parts.append(f"rank{self.world.rank}")
         return path.with_name(".".join([path.stem, *parts]) + (path.suffix or ".json"))
+
+    def _check(self) -> None:
+        """Before anything is measured, on all ranks alike: one that went on would wait for the others."""
+        path, why = self._json_to, ""
+        if path is not None and self.world.rank == 0:
+            try:
+                writing(path, lambda: _append(path, ""))
+            except UserError as error:
+                why = str(error)
+        if path is not None and (told := "".join(gather(self.world, why))):
+            raise UserError(told)
 
     def _append(self, lines: str) -> None:
         if self._json_stream is not None:
@@ -238,9 +256,13 @@ def short(value: float) -> str:
     return f"{value:,.{digits}f}" if digits <= 6 else f"{value:.2e}"
 
 
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: such a figure is null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: such a figure is null, in details too."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _processor() -> str:

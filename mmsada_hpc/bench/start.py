@@ -110,7 +110,8 @@ def run(args: argparse.Namespace, report: Report) -> None:
     """Measure `args.repeats` fresh processes each way."""
     store = Store.open(args.store)
     domains = store.manifest.domains
-    start = Start("mapped", str(store.path), args.source or domains[0], args.target or domains[-1], args.batch)
+    first, second = (domains[0], domains[min(1, len(domains) - 1)])
+    start = Start("mapped", str(store.path), args.source or first, args.target or second, args.batch)
     if start.source == start.target:
         raise UserError(f"{store.path}: --source and --target are both {start.source}; name two domains of the store")
     for name in (start.source, start.target):

@@ -4,18 +4,19 @@ All of it in one run, the forms in turn. Rates count what convolutions execute (
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
-from mmsada_hpc.bench import step_memory, step_parts
+from mmsada_hpc.bench import step_inference, step_memory, step_parts
+from mmsada_hpc.bench.device import bench_device, set_as_training, settings
 from mmsada_hpc.bench.rows import Report, Row, interleaved, row
 from mmsada_hpc.bench.step_model import Form, Shape, executed_flops, make_step
-from mmsada_hpc.cluster.host import keep_freed_memory
 from mmsada_hpc.errors import UserError
 
-HELP = "the training step against the machine's GEMM rate and beside the naive form of the model"
+HELP = "the training step against the machine's GEMM rate and beside the naive form of the model; inference"
 NAIVE = Form("naive", bf16=False)
 _GEMM = {"cpu": 2048, "cuda": 8192}
 
@@ -33,22 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, report: Report) -> None:
     """Measure and report."""
-    shape = Shape(2, 8, 64, 0.25) if args.quick else Shape(args.clips, args.frames, args.size, args.width)
-    if shape.clips < 2 or shape.clips % 2:
-        raise UserError("--clips must be an even number: half of the clips are source, half target")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    keep_freed_memory()
+    shape, device = _shape(args), bench_device(args.device)
+    set_as_training(device, report.world)
     _measure_steps(shape, device, args.repeats, report)
+    step_inference.measure(shape, device, args.repeats, report, types=list(_types(device)))
     if args.memory:
         step_memory.measure(shape, device, report)
     if args.parts:
         step_parts.measure(shape, device, args.repeats, report)
 
 
+def _shape(args: argparse.Namespace) -> Shape:
+    """What the options ask for; UserError where no step can have it."""
+    if args.clips < 2 or args.clips % 2:
+        raise UserError("--clips must be an even number: half of the clips are source, half target")
+    for name in ("frames", "size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.parts and (args.frames < 2 or args.size < 8):
+        raise UserError("--parts: needs --frames 2 and --size 8, or more")
+    if not (math.isfinite(args.width) and args.width > 0):
+        raise UserError(f"--width {args.width:g}: must be above 0")
+    return Shape(2, 8, 64, 0.25) if args.quick else Shape(args.clips, args.frames, args.size, args.width)
+
+
 def _measure_steps(shape: Shape, device: torch.device, repeats: int, report: Report) -> None:
-    types = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if not has_fast_bf16(device):
-        del types["bf16"]
+    types = _types(device)
     forms = [NAIVE, *(Form(network, name == "bf16") for name in types for network in ("modules", "fused"))]
     steps = {str(form): make_step(shape, form, device) for form in forms}
     for name, step in steps.items():
@@ -61,10 +72,15 @@ def _measure_steps(shape: Shape, device: torch.device, repeats: int, report: Rep
         report.add(found)
     naive: Row | None = None
     for form in forms:
-        clips, share = _step_rows(form, shape, seconds[str(form)], gemm["bf16" if form.bf16 else "fp32"], naive)
+        clips, share = _step_rows(form, shape, seconds[str(form)], gemm["bf16" if form.bf16 else "fp32"], naive, device)
         naive = naive or clips
         report.add(clips)
         report.add(share)
+
+
+def _types(device: torch.device) -> dict[str, torch.dtype]:
+    """What products may be of here."""
+    return {**({"bf16": torch.bfloat16} if has_fast_bf16(device) else {}), "fp32": torch.float32}
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -106,10 +122,12 @@ def _gemm_row(name: str, seconds: list[float], device: torch.device) -> Row:
     return row("step", f"GEMM {name} {size}^3", rates, "GFLOP/s", better="higher")
 
 
-def _step_rows(form: Form, shape: Shape, seconds: list[float], gemm: Row, naive: Row | None) -> tuple[Row, Row]:
+def _step_rows(
+    form: Form, shape: Shape, seconds: list[float], gemm: Row, naive: Row | None, device: torch.device
+) -> tuple[Row, Row]:
     """Clips/s beside the naive form, and the share of the rate of matrix products."""
     flops = executed_flops(shape)
-    told = {"clips": shape.clips, "executed_gflop": round(flops / 1e9, 1), "threads": torch.get_num_threads()}
+    told = {"clips": shape.clips, "executed_gflop": round(flops / 1e9, 1), **settings(device)}
     rates = [shape.clips / s for s in seconds]
     shares = [100 * flops / s / 1e9 / gemm.value for s in seconds]
     return (

@@ -6,9 +6,11 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmsada_hpc.bench.device import use_device
 from mmsada_hpc.bench.step_model import Form, Shape, make_step
 from mmsada_hpc.cluster.host import keep_freed_memory
 from mmsada_hpc.errors import UserError
@@ -27,7 +29,7 @@ class Steps:
 
 
 def run_steps(shape: Shape, form: Form, device: torch.device, *, count: int = 1, keeps_freed: bool = True) -> Steps:
-    """`count` steps after one to warm up.
+    """`count` steps after one to warm up, with as many threads as this process has.
 
     Args:
         keeps_freed: whether freed memory stays with the process, as in training.
@@ -35,9 +37,9 @@ def run_steps(shape: Shape, form: Form, device: torch.device, *, count: int = 1,
     Raises:
         UserError: they failed, or took too long.
     """
-    told = {"shape": asdict(shape), "form": asdict(form), "device": str(device)}
-    words = json.dumps({**told, "count": count, "keeps_freed": keeps_freed})
-    command = [sys.executable, "-m", "mmsada_hpc.bench.step_child", words]
+    told: dict[str, Any] = {"shape": asdict(shape), "form": asdict(form), "device": str(device)}
+    told |= {"count": count, "keeps_freed": keeps_freed, "threads": torch.get_num_threads()}
+    command = [sys.executable, "-m", "mmsada_hpc.bench.step_child", json.dumps(told)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -52,7 +54,9 @@ def _child(words: str) -> None:
     told = json.loads(words)
     if told["keeps_freed"]:
         keep_freed_memory()
+    torch.set_num_threads(told["threads"])
     device = torch.device(told["device"])
+    use_device(device)
     step = make_step(Shape(**told["shape"]), Form(**told["form"]), device)
     step()
     seconds = []

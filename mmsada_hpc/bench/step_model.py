@@ -59,6 +59,7 @@ class StepModel(nn.Module):
     """Both streams and every head; the mean loss of a micro-batch whose first half is source."""
 
     def __init__(self, shape: Shape, form: Form) -> None:
+        assert form.network in ("naive", "modules", "fused"), f"{form.network}: no form of the network"
         super().__init__()
         torch.manual_seed(0)
         streams = MultiStream(width=shape.width, group_size=shape.clips, test_statistics="mixture")

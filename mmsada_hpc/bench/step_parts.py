@@ -1,7 +1,7 @@
 """Every candidate for a faster step alone, on the map of I3D where it matters most: PyTorch's way against ours."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsada_hpc.bench.device import settings
 from mmsada_hpc.bench.rows import Report, interleaved, row
 from mmsada_hpc.bench.step_child import run_steps
 from mmsada_hpc.bench.step_model import Form, Shape
@@ -33,9 +34,7 @@ def measure(shape: Shape, device: torch.device, repeats: int, report: Report) ->
         for measure_once in ways.values():
             measure_once()
         found = interleaved(ways, max(repeats, 5))
-        baseline = row("step", f"plain, {name}", found["plain"], "ms", better="lower")
-        report.add(baseline)
-        report.add(row("step", f"ours, {name}", found["ours"], "ms", better="lower", baseline=baseline))
+        _add(name, found, device, report)
     if device.type == "cpu":
         _allocator(shape, device, repeats, report)
 
@@ -45,10 +44,14 @@ def _allocator(shape: Shape, device: torch.device, repeats: int, report: Report)
     for form in (Form("modules", bf16=True), Form("fused", bf16=True)):
         ways = {way: partial(_step_ms, shape, form, device, keeps_freed=way == "ours") for way in ("plain", "ours")}
         found = interleaved(ways, repeats)
-        name = f"freed memory kept, step {form} {shape}"
-        baseline = row("step", f"plain, {name}", found["plain"], "ms", better="lower")
-        report.add(baseline)
-        report.add(row("step", f"ours, {name}", found["ours"], "ms", better="lower", baseline=baseline))
+        _add(f"freed memory kept, step {form} {shape}", found, device, report)
+
+
+def _add(name: str, found: Mapping[str, Sequence[float]], device: torch.device, report: Report) -> None:
+    told = settings(device)
+    baseline = row("step", f"plain, {name}", found["plain"], "ms", better="lower", details=told)
+    report.add(baseline)
+    report.add(row("step", f"ours, {name}", found["ours"], "ms", better="lower", baseline=baseline, details=told))
 
 
 def _step_ms(shape: Shape, form: Form, device: torch.device, *, keeps_freed: bool) -> float:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Queue it, and say where its rows will be; returns the exit status."""
-    name = _checked(args.words)
+    name, json_to = _checked(args.words)
     flags = {key: value for key, value in profile_flags(args).items() if value is not None}
     # A benchmark that was cut short is of no use half done: it is never requeued.
     profile = load_profile(args.cluster, flags | {"requeue": False})
@@ -57,25 +57,27 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--cluster {args.cluster} is not a Slurm; here it is `{here}`")
     out: Path = (args.out or Path("runs/bench") / time.strftime(f"{name}-%Y%m%d-%H%M%S")).absolute()
     refuse_odd_path(out / "submitit")
-    words = ["bench", *args.words, *([] if "--json" in args.words else ["--json", str(out / ROWS_FILE)])]
+    rows = str(out / ROWS_FILE) if json_to is None else json_to
+    words = ["bench", *args.words, *(["--json", rows] if json_to is None else [])]
     job = Job(profile=profile, name=f"mmsada-bench-{name}", folder=out / "submitit")
     if args.dry_run:
         print(f"mmsada {' '.join(words)}\n\n{sbatch_text(job)}")
         return 0
     need_slurm()
     (queued,) = submit_slurm([BenchJob(tuple(words))], replace(job, code=take_snapshot(out / "code")))
-    print(_told(queued.job_id, queued.stdout, words, profile))
+    print(_told(queued.job_id, queued.stdout, rows, profile))
     return 0
 
 
-def _told(job_id: str, stdout: Path, words: Sequence[str], profile: Profile) -> str:
-    rows = words[words.index("--json") + 1]
+def _told(job_id: str, stdout: Path, rows: str, profile: Profile) -> str:
     ranks = f"{profile.world_size} ranks on {profile.nodes} node{'s' * (profile.nodes > 1)}"
     return f"queued as job {job_id}: {ranks}\nits table: {stdout}\nits rows:  {rows}"
 
 
-def _checked(words: Sequence[str]) -> str:
-    """The benchmark's name, after its options were read once: now rather than after hours in a queue."""
+def _checked(words: Sequence[str]) -> tuple[str, str | None]:
+    """The benchmark's name, and the file that its options name for rows, after they were read once: now rather than
+    after hours in a queue.
+    """
     from mmsada_hpc.bench import command
 
     names = [*command.BENCHES, "all"]
@@ -83,6 +85,7 @@ def _checked(words: Sequence[str]) -> str:
         raise UserError(f"{words[0] if words else 'no name'}: not a benchmark; one of {', '.join(names)}")
     parser = argparse.ArgumentParser(prog="mmsada bench")
     command.add_arguments(parser)
-    if parser.parse_args(words).json == "-":
+    json_to: str | None = parser.parse_args(words).json
+    if json_to == "-":
         raise UserError("--json -: a job has no standard output to read; name a file")
-    return words[0]
+    return words[0], json_to

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from mmsada_hpc.bench.comm import parse_size
+from mmsada_hpc.bench.comm import parse_size, run_group
 from mmsada_hpc.bench.comm_reduce import Team, Times, make_teams, rows_of, words_of
 from mmsada_hpc.cli import main
 from tests.train.ranks import free_port
@@ -85,6 +86,16 @@ def test_ranks_that_mpi_does_not_know_are_told_so_and_measured_without_it(tmp_pa
             rank.kill()
     assert "MPI is not measured: rank 0 of 2 is 0 of 1 to mpi4py" in said[0] and said[1] == ""
     assert [row["name"] for row in rows_in(path.read_text())] == ["gloo all-reduce 4 KiB, 2 ranks on 1 node"]
+
+
+def test_ranks_that_take_too_long_are_ended_with_all_they_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    program = f"import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()) + '\\n'); time.sleep(60)"
+    words = [MPIEXEC, "-n", "2", sys.executable, "-c", program]
+    assert run_group(words, ENVIRONMENT, longest_s=5) is None
+    ranks = [int(line) for line in pids.read_text().splitlines()]
+    assert len(ranks) == 2
+    assert not [pid for pid in ranks if psutil.pid_exists(pid)]
 
 
 def test_engines_are_compared_with_plain_ddp(tmp_path: Path) -> None:

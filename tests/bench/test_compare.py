@@ -1,6 +1,7 @@
 """`bench compare` tells what changed beyond noise."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,20 @@ def test_the_newest_row_of_a_measurement_counts(tmp_path: Path) -> None:
     write(tmp_path / "a", {"stem": [2.0]})
     (found,) = read_rows(tmp_path / "a").values()
     assert found.row.value == 2.0
+
+
+def test_a_newer_row_without_a_figure_hides_the_older_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write(tmp_path / "a", {"stem": [10, 11, 12], "pool": [5, 5, 5]})
+    b = write(tmp_path / "b", {"stem": [10, 11, 12], "pool": [5, 5, 5]})
+    write(b, {"stem": [math.nan] * 3})
+    capsys.readouterr()
+    assert main(["bench", "compare", str(a), str(b)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (stem,) = (line for line in lines if "stem" in line)
+    assert "11.0" in stem and "none" in stem and stem.endswith("? no figure")
+    assert "1 within noise" in lines[-1] and lines[-1].endswith("1 not judged")
 
 
 @pytest.mark.parametrize("text", ["{", '{"bench": "step"}', "[1]", "3"])

@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from mmsada_hpc.bench.rows import Report
 from mmsada_hpc.cli import main
 from mmsada_hpc.data.graph import PipelineSettings
 from mmsada_hpc.data.loader import Loader
-from mmsada_hpc.data.manifest import STREAMS
+from mmsada_hpc.data.manifest import MANIFEST, STREAMS
 from mmsada_hpc.data.pipeline import StreamPipeline
 from mmsada_hpc.data.plan import ClipPlan, Views
+from mmsada_hpc.data.prepare import PrepareOptions, prepare
 from mmsada_hpc.data.schedule import TrainSchedule
 from mmsada_hpc.data.store import Store
 from mmsada_hpc.data.windows import WindowRule
@@ -180,6 +184,46 @@ def test_the_command_measures_every_way_and_keeps_rows(
     assert names == [f"DALI, jpeg 64x80 to 8x32, N=8, 1 core{cold}" for cold in ("", ", cold")]
     assert rows[2]["ratio"] == pytest.approx(rows[2]["value"] / rows[0]["value"])
     assert names[0] in capsys.readouterr().out
+
+
+def test_ranks_that_share_the_cores_are_a_measurement_of_their_own(tiny_store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    command = ["bench", "loader", "--store", str(tiny_store.path), "--quick", "--repeats", "1", "--ranks", "2"]
+    own = ["data.crop=32", "data.threads=1"]
+    assert main([*command, "--way", "DALI", "--way", "PIL", "--json", str(path), *own]) == 0
+    rows = {row["name"]: row for row in map(json.loads, path.read_text().splitlines())}
+    alone, shared = (f"jpeg 64x80 to 8x32, N=8, 1 core{ranks}" for ranks in ("", ", 2 ranks"))
+    for shape, ranks in ((alone, 1), (shared, 2)):
+        dali = rows[f"DALI, {shape}"]
+        assert (dali["baseline"], dali["details"]["ranks"]) == (f"PIL DataLoader, {shape}", ranks)
+        assert rows[f"CPU, DALI, {shape}"]["baseline"] == f"CPU, PIL DataLoader, {shape}"
+
+
+def test_ranks_without_a_store_render_the_toy_kitchens_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    mpi = [str(Path(sys.executable).with_name("mpiexec")), "-n", "2", sys.executable, "-m", "mmsada_hpc.cli"]
+    command = [*mpi, "bench", "loader", "--quick", "--repeats", "1", "--way", "DALI", "--json", str(path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    own = ["--stores", str(tmp_path / "stores"), "data.crop=32", "data.threads=1"]
+    done = subprocess.run([*command, *own], capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["rank"], row["unit"]) for row in rows] == [
+        (r, unit) for r in (0, 1) for unit in ("clips/s", "ms/clip")
+    ]
+    assert len(list((tmp_path / "stores").glob(f"bench_*/{MANIFEST}"))) == 1
+
+
+def test_a_store_of_one_domain_has_no_source_and_target(
+    tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, store = tmp_path / "labels.csv", tmp_path / "store"
+    lines = (tiny_videos / "labels.csv").read_text().splitlines(keepends=True)
+    labels.write_text("".join(line for line in lines if ",west," not in line))
+    prepare(PrepareOptions(store, videos=tiny_videos, labels=labels, size="64x80", workers=1))
+    capsys.readouterr()
+    assert main(["bench", "loader", "--quick", "--store", str(store)]) == 2
+    assert f"error: {store}: has only the domain east" in capsys.readouterr().err
 
 
 def test_memory_is_seen_at_the_start_the_middle_and_the_end(tiny_store: Store) -> None:

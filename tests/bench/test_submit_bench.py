@@ -16,6 +16,12 @@ def test_a_dry_run_shows_the_command_and_the_script(tmp_path: Path, capsys: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["--json=mine.jsonl"], ["--json", "mine.jsonl"]])
+def test_a_file_that_was_named_for_the_rows_is_kept(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--dry-run", "comm", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == " ".join(["mmsada bench comm", *words])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
