@@ -132,7 +132,8 @@ def build_command() -> type:
 
 
 def _compiles(flags: list[str], folders: list[str]) -> bool:
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *flags, *(f"-I{folder}" for folder in folders), "-c", "probe.cpp"]
+    compiler, includes = shlex.split(os.environ.get("CXX", "c++")), [f"-I{folder}" for folder in folders]
+    command = [*compiler, *flags, *includes, "-c", "probe.cpp"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.cpp").write_text("#include <ATen/core/Tensor.h>\nat::Tensor probe;\n")
         try:
