@@ -92,6 +92,7 @@ class _Ranks:
         self.lost: int | None = None
         """The first rank that was seen to be gone without a result."""
         self._everything: set[psutil.Process] = set()
+        self._started: set[psutil.Process] = set()
         self._by_rank: dict[int, psutil.Process] = {}
 
     def are_well(self) -> bool:
@@ -99,12 +100,16 @@ class _Ranks:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended between two looks
             controller = psutil.Process(int(self.job.job_id))
             self._everything.update(controller.children(recursive=True))
-            for process in controller.children():
+            self._started.update(controller.children())
+        for process in self._started - set(self._by_rank.values()):
+            with contextlib.suppress(psutil.NoSuchProcess):  # killed before it was seen with its number
                 rank = process.environ().get("SUBMITIT_LOCAL_GLOBALID")  # not there yet between fork and exec
                 if rank is not None:
                     self._by_rank[int(rank)] = process
         outcomes = _outcomes(self.job)
         gone = [rank for rank, process in self._by_rank.items() if not process.is_running() and rank not in outcomes]
+        if any(not process.is_running() for process in self._started - set(self._by_rank.values())):
+            gone += [rank for rank in range(self.job.num_tasks) if rank not in outcomes and rank not in self._by_rank]
         self.lost = self.lost if self.lost is not None else next(iter(gone), None)
         return not gone and all(outcome == "success" for outcome, _ in outcomes.values())
 
