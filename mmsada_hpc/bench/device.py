@@ -1,10 +1,12 @@
 """The device of `bench step` and `bench heads`, and this process set for it as training sets its own."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mmsada_hpc.cluster.host import keep_freed_memory, set_threads
+from mmsada_hpc.cluster.host import keep_freed_memory, set_gpu, set_threads
 from mmsada_hpc.cluster.world import World
 from mmsada_hpc.errors import UserError
 
@@ -40,15 +42,26 @@ def set_as_training(device: torch.device, world: World) -> None:
 
 
 def use_device(device: torch.device) -> None:
-    """Before anything is put on a GPU: what `train.tf32` and `train.cudnn_benchmark` are unless a config changes them
-    (torch itself lets convolutions of fp32 use TF32).
-    """
-    if device.type != "cuda":
-        return
-    torch.cuda.set_device(device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    """Before anything is put on a GPU, which is set as the defaults of `train.tf32` and `train.cudnn_benchmark` say."""
+    if device.type == "cuda":
+        set_gpu(device, tf32=False, cudnn_benchmark=True)
+
+
+def timer(action: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    """Seconds of one call of `action`, until the device is done with it."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def seconds() -> float:
+        wait()
+        begin = time.perf_counter()
+        action()
+        wait()
+        return time.perf_counter() - begin
+
+    return seconds
 
 
 def settings(device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Python does for it. All forms are called in turn, so each finds the caches as th
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsada_hpc.bench.device import bench_device, set_as_training, settings
+from mmsada_hpc.bench.device import bench_device, set_as_training, settings, timer
 from mmsada_hpc.bench.rows import Report, Row, interleaved, row
 from mmsada_hpc.bench.step import has_fast_bf16
 from mmsada_hpc.bench.step_model import Form, Shape, make_step
@@ -146,7 +145,8 @@ def _measure(case: Case, repeats: int, report: Report, *, compiles: bool) -> dic
             reason = next((line for line in lines if " error: " in line), lines[0]).partition(" error: ")
             print(f"  compile {case.name}: left out ({reason[2] or reason[0]})")
     report.profile(ways["fused"], name=case.name)
-    calls = interleaved({name: _milliseconds(way, case.device) for name, way in ways.items()}, repeats * CALLS)
+    seconds = interleaved({name: timer(way, case.device) for name, way in ways.items()}, repeats * CALLS)
+    calls = {name: [1e3 * s for s in values] for name, values in seconds.items()}
     rows: dict[str, Row] = {}
     for name, values in calls.items():
         medians = [statistics.median(values[i : i + CALLS]) for i in range(0, len(values), CALLS)]
@@ -189,24 +189,11 @@ def _products(case: Case) -> Callable[[], object]:
     return products
 
 
-def _milliseconds(action: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    def measure() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - begin)
-
-    return measure
-
-
 def _step_seconds(shape: Shape, device: torch.device, *, bf16: bool) -> float:
     """Of one training step, heads and update in it: the median of three."""
     step = make_step(shape, Form("fused", bf16), device)
     step()
-    return statistics.median(1e-3 * _milliseconds(step, device)() for _ in range(3))
+    return statistics.median(timer(step, device)() for _ in range(3))
 
 
 def _add_shares(rows: Mapping[str, Row], case: Case, shape: Shape, seconds: float, report: Report) -> None:

@@ -5,13 +5,12 @@ All of it in one run, the forms in turn. Rates count what convolutions execute (
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 
 import torch
 
 from mmsada_hpc.bench import step_inference, step_memory, step_parts
-from mmsada_hpc.bench.device import bench_device, set_as_training, settings
+from mmsada_hpc.bench.device import bench_device, set_as_training, settings, timer
 from mmsada_hpc.bench.rows import Report, Row, interleaved, row
 from mmsada_hpc.bench.step_model import Form, Shape, executed_flops, make_step
 from mmsada_hpc.errors import UserError
@@ -66,7 +65,7 @@ def _measure_steps(shape: Shape, device: torch.device, repeats: int, report: Rep
         step()
         report.profile(step, name=name)
     products = {name: _products(dtype, device) for name, dtype in types.items()}
-    seconds = interleaved({name: _seconds(run) for name, run in {**products, **steps}.items()}, repeats)
+    seconds = interleaved({name: timer(run, device) for name, run in {**products, **steps}.items()}, repeats)
     gemm = {name: _gemm_row(name, seconds[name], device) for name in types}
     for found in gemm.values():
         report.add(found)
@@ -88,15 +87,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _seconds(action: Callable[[], object]) -> Callable[[], float]:
-    def measure() -> float:
-        begin = time.perf_counter()
-        action()
-        return time.perf_counter() - begin
-
-    return measure
 
 
 _PRODUCTS = 10

@@ -1,6 +1,5 @@
 """Every candidate for a faster step alone, on the map of I3D where it matters most: PyTorch's way against ours."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsada_hpc.bench.device import settings
+from mmsada_hpc.bench.device import settings, timer
 from mmsada_hpc.bench.rows import Report, interleaved, row
 from mmsada_hpc.bench.step_child import run_steps
 from mmsada_hpc.bench.step_model import Form, Shape
@@ -30,10 +29,11 @@ class Candidate(NamedTuple):
 def measure(shape: Shape, device: torch.device, repeats: int, report: Report) -> None:
     """Milliseconds of every candidate and of what it replaces, in turn."""
     for name, plain, ours in _candidates(shape, device):
-        ways = {"plain": _milliseconds(plain, device), "ours": _milliseconds(ours, device)}
+        ways = {"plain": timer(plain, device), "ours": timer(ours, device)}
         for measure_once in ways.values():
             measure_once()
-        found = interleaved(ways, max(repeats, 5))
+        seconds = interleaved(ways, max(repeats, 5))
+        found = {way: [1000 * s for s in values] for way, values in seconds.items()}
         _add(name, found, device, report)
     if device.type == "cpu":
         _allocator(shape, device, repeats, report)
@@ -56,17 +56,6 @@ def _add(name: str, found: Mapping[str, Sequence[float]], device: torch.device, 
 
 def _step_ms(shape: Shape, form: Form, device: torch.device, *, keeps_freed: bool) -> float:
     return 1000 * min(run_steps(shape, form, device, count=2, keeps_freed=keeps_freed).seconds)
-
-
-def _milliseconds(action: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    def once() -> float:
-        begin = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return 1000 * (time.perf_counter() - begin)
-
-    return once
 
 
 def _candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:

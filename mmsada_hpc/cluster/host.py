@@ -1,11 +1,14 @@
-"""This host: how memory is kept, how many cores a rank has and how many threads it takes."""
+"""This host: how memory is kept, how many cores a rank has and how many threads it takes, how its GPU computes."""
 
 import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
@@ -69,6 +72,18 @@ def set_threads(local_size: int, *, cpus_per_task: int | None = None, environ: M
     if "OMP_NUM_THREADS" not in (os.environ if environ is None else environ):
         torch.set_num_threads(num_threads(local_size, cpus_per_task=cpus_per_task))
     return torch.get_num_threads()
+
+
+def set_gpu(device: "torch.device", *, tf32: bool, cudnn_benchmark: bool) -> None:
+    """Make a GPU this process's own and say how it computes. The backends' own defaults are not relied on: torch lets
+    convolutions of fp32 use TF32 unless it is told not to. Not run on a GPU yet.
+    """
+    import torch
+
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = cudnn_benchmark
 
 
 def affinity_warning(cpus_per_task: int | None, *, available: int | None = None) -> str | None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from mmsada_hpc.cluster.host import set_gpu
 from mmsada_hpc.config import TrainConfig
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.model.streams import MultiStream
@@ -21,15 +22,10 @@ def check_switches(train: TrainConfig, device: torch.device, world_size: int) ->
 
 
 def use_switches(network: MultiStream, train: TrainConfig, device: torch.device) -> None:
-    """Set this process and a network that lies on its device. The backends' own defaults are not relied on: torch
-    lets convolutions of fp32 use TF32 unless it is told not to.
-    """
+    """Set this process and a network that lies on its device."""
     if device.type != "cuda":
         return
-    torch.cuda.set_device(device)
-    torch.backends.cuda.matmul.allow_tf32 = train.tf32
-    torch.backends.cudnn.allow_tf32 = train.tf32
-    torch.backends.cudnn.benchmark = train.cudnn_benchmark
+    set_gpu(device, tf32=train.tf32, cudnn_benchmark=train.cudnn_benchmark)
     network.on_gpu(
         graphs=train.accelerate == "graphs",
         compiled=train.accelerate == "compile",
