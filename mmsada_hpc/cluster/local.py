@@ -89,42 +89,60 @@ class _Ranks:
 
     def __init__(self, job: LocalJob) -> None:
         self.job = job
-        self.lost: int | None = None
-        """The first rank that was seen to be gone without a result."""
         self._everything: set[psutil.Process] = set()
-        self._started: set[psutil.Process] = set()
-        self._by_rank: dict[int, psutil.Process] = {}
+        self._running: dict[int, psutil.Process] = {}
+        self._have_begun = False
+        self._gone: dict[int, None] = {}
+
+    @property
+    def lost(self) -> int | None:
+        """The rank that has been gone without a result for longest."""
+        return next(iter(self._gone), None)
 
     def are_well(self) -> bool:
         """Look again: does every rank run, or has it returned?"""
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended between two looks
+        self._running = self._look()
+        self._have_begun = self._have_begun or bool(self._running)
+        outcomes = _outcomes(self.job)
+        missing = set(range(self.job.num_tasks)) - set(self._running) - set(outcomes) if self._have_begun else set()
+        # A rank that is only not there yet leaves again; one that died before it was ever seen stays.
+        self._gone = {rank: None for rank in [*self._gone, *sorted(missing)] if rank in missing}
+        return not missing and all(outcome == "success" for outcome, _ in outcomes.values())
+
+    def _look(self) -> dict[int, psutil.Process]:
+        """Rank -> process, of those that run now."""
+        found: dict[int, psutil.Process] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):  # the controller ended between two looks
             controller = psutil.Process(int(self.job.job_id))
             self._everything.update(controller.children(recursive=True))
-            self._started.update(controller.children())
-        for process in self._started - set(self._by_rank.values()):
-            with contextlib.suppress(psutil.NoSuchProcess):  # killed before it was seen with its number
-                rank = process.environ().get("SUBMITIT_LOCAL_GLOBALID")  # not there yet between fork and exec
-                if rank is not None:
-                    self._by_rank[int(rank)] = process
-        outcomes = _outcomes(self.job)
-        gone = [rank for rank, process in self._by_rank.items() if not process.is_running() and rank not in outcomes]
-        if any(not process.is_running() for process in self._started - set(self._by_rank.values())):
-            gone += [rank for rank in range(self.job.num_tasks) if rank not in outcomes and rank not in self._by_rank]
-        self.lost = self.lost if self.lost is not None else next(iter(gone), None)
-        return not gone and all(outcome == "success" for outcome, _ in outcomes.values())
+            for process in controller.children():
+                if (rank := _rank_of(process)) is not None:
+                    found[rank] = process
+        return found
 
     def terminate(self) -> None:
         """Tell every rank to save and stop."""
-        for process in self._by_rank.values():
-            if process.is_running():
+        for process in self._running.values():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since
                 process.terminate()
 
     def kill(self) -> None:
         """End whatever is left of the job."""
         self.are_well()
         for process in self._everything:
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _rank_of(process: psutil.Process) -> int | None:
+    """The rank that a child of the controller is; None for one that has ended, or has not begun its program yet."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        rank = process.environ().get("SUBMITIT_LOCAL_GLOBALID")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # denied: in the middle of its exec, or of its end
+        return None
+    return None if rank is None else int(rank)
 
 
 class _Output:
