@@ -31,6 +31,7 @@ REQUIRES = [
     "psutil>=5.9",
     "pydantic>=2.7",
     "pydantic-core>=2.18",
+    "pytorch-optimizer>=4.0",
     "pyyaml>=6.0",
     "safetensors>=0.4.3",
     "submitit>=1.5.2",

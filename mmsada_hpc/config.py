@@ -14,24 +14,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mmsada_hpc.config_keys import explain
+from mmsada_hpc.config_train import Section, TrainConfig
 from mmsada_hpc.errors import UserError
+from mmsada_hpc.schedule import stage_schedule, total_steps
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     dir: Path = Path("runs/default")
     """Folder of the run: config, logs, checkpoints, results. A run that finds its own checkpoints there goes on from
     the newest whole one.
     """
 
 
-class StreamConfig(_Section):
+class StreamConfig(Section):
     """A modality beside RGB and flow: arrays of numbers, one file a video, with a backbone of its own."""
 
     arrays: Path
@@ -46,14 +44,14 @@ class StreamConfig(_Section):
     """A backbone of `mmsada_hpc/model/backbones.py`."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     store: Path | None = None
     """Folder made by `mmsada prepare`."""
     source: tuple[str, ...] = ()
     """Labelled domains."""
     target: tuple[str, ...] = ()
     """Unlabelled domains: their labels are read for scoring only."""
-    streams: dict[str, StreamConfig] = {}
+    streams: dict[str, StreamConfig] = Field(default_factory=dict)
     """Further modalities by name, beside rgb and flow."""
     num_frames: int = Field(16, ge=2, multiple_of=2)
     """Frames of a window in each stream (even: half before the centre, half from it on)."""
@@ -81,7 +79,7 @@ class DataConfig(_Section):
     """Extra reader processes a stream; 0 reads in the training process (a window is one `pread`)."""
 
 
-class BatchNormConfig(_Section):
+class BatchNormConfig(Section):
     group_size: int = Field(16, ge=1)
     """Clips of one domain that share batch statistics (16 as published)."""
     decay: float = Field(0.999, gt=0, lt=1)
@@ -90,7 +88,7 @@ class BatchNormConfig(_Section):
     """Running statistics at test: both domains' mixture (released) or target only (the paper's text)."""
 
 
-class PretrainedConfig(_Section):
+class PretrainedConfig(Section):
     rgb: Path | None = None
     """Weights that the RGB network starts from, all but the classifier: a file of `mmsada weights convert`."""
     flow: Path | None = None
@@ -101,7 +99,7 @@ class PretrainedConfig(_Section):
         return {name: path for name, path in (("rgb", self.rgb), ("flow", self.flow)) if path is not None}
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     width: float = Field(1.0, gt=0, le=2)
     """Multiplier on every channel count; 1 is I3D."""
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -114,7 +112,7 @@ class ModelConfig(_Section):
     batch_norm: BatchNormConfig = BatchNormConfig()  # type: ignore[call-arg]  # defaults come from Field
 
 
-class MethodConfig(_Section):
+class MethodConfig(Section):
     name: str = "mmsada"
     """A method of `mmsada_hpc/methods`."""
     lambda_c: float = Field(5.0, ge=0)
@@ -133,65 +131,9 @@ class MethodConfig(_Section):
     """target_entropy: peak weight of the target's entropy relative to the classification loss."""
 
 
-class StageConfig(_Section):
-    steps: int = Field(ge=0)
-    """Optimiser updates."""
-    lr: float = Field(gt=0)
-    """Learning rate, constant inside the stage after the warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Updates over which the rate rises linearly from lr / warmup_steps; 0 as published."""
-    loss_scale: float = Field(1.0, gt=0)
-    """Factor on the classification and correspondence losses and on the peak reversal weight; the discriminators' own
-    loss keeps weight 1 (released: 1, then 0.2).
-    """
-
-
-class TrainConfig(_Section):
-    engine: Literal["deepspeed", "ddp"] = "deepspeed"
-    """deepspeed is the product, ddp the plain yardstick (and the only one for fp64)."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; 25 M parameters do not need more than 0."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16 = fp32 weights under bf16 autocast, which also sets the gradient communication dtype; fp64 is for tests."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto takes a GPU where torch sees one."""
-    memory_format: Literal["ndhwc", "contiguous"] = "ndhwc"
-    """Layout of the convolution weights (at ZeRO 1-3 DeepSpeed flattens them and they stay contiguous)."""
-    tf32: bool = False
-    """GPU: products of fp32 operands may round these to TF32 (10 bits of mantissa), also what stays fp32 under bf16;
-    off, so that fp32 means fp32.
-    """
-    cudnn_benchmark: bool = True
-    """GPU: cuDNN tries its convolutions at each new shape and keeps the fastest; the first updates are slow."""
-    accelerate: Literal["none", "graphs", "compile"] = "none"
-    """GPU: the networks as CUDA graphs (replayed for each shape; gradients are averaged after the whole backward), or
-    through `torch.compile` (in place of the passes written by hand).
-    """
-    side_by_side: bool = False
-    """GPU: every network after the first in a CUDA stream of its own; on one rank alone."""
-    global_batch: int = Field(128, ge=4)
-    """Clips per update over all ranks; half source, half target where the method adapts."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Clips a rank takes at once; unset = global_batch / world size. What is left over becomes gradient
-    accumulation.
-    """
-    layout: Literal["auto", "mixed", "domain_pure"] = "auto"
-    """A micro-batch holds both domains (mixed) or one (domain_pure, the released layout); auto = mixed where two
-    batch-norm groups fit.
-    """
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum, no Nesterov."""
-    weight_decay: float = Field(1e-7, ge=0)
-    """L2 on every parameter, inside the momentum."""
-    stage1: StageConfig = StageConfig(steps=3001, lr=0.01)  # type: ignore[call-arg]
-    """Supervised and self-supervised warm-up (no adversarial share)."""
-    stage2: StageConfig = StageConfig(steps=6001, lr=0.01, loss_scale=0.2)  # type: ignore[call-arg]
-    """All losses; momentum and discriminators start anew."""
-
-
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     every: int = Field(500, ge=0)
-    """Updates between checkpoints; 0 = only at the end of the run."""
+    """Updates between checkpoints, counted as the stages are; 0 = only at the end of the run."""
     minutes: float = Field(15.0, ge=0)
     """Also after this many minutes since the last one; 0 = never by time."""
     keep: int = Field(2, ge=1)
@@ -202,7 +144,7 @@ class CheckpointConfig(_Section):
     """Also keep the checkpoint that scores best on this set, `source/SPLIT` (a target's labels select nothing)."""
 
 
-class WatchConfig(_Section):
+class WatchConfig(Section):
     start_minutes: float = Field(30.0, gt=0)
     """Longest wait for the other ranks before the first update of a start is done."""
     step_seconds: float = Field(600.0, gt=0)
@@ -211,9 +153,9 @@ class WatchConfig(_Section):
     """Between two signs of life of a rank."""
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     every: int = Field(50, ge=0)
-    """Updates between evaluations; 0 = only where `checkpoints` says and at the end."""
+    """Updates between evaluations, counted as the stages are; 0 = only where `checkpoints` says and at the end."""
     windows: int = Field(5, ge=1)
     """Windows per segment, evenly spaced; their softmaxes are averaged."""
     sets: tuple[str, ...] = ("source/test", "target/test")
@@ -221,12 +163,14 @@ class EvalConfig(_Section):
     during: tuple[str, ...] = ("source/test", "target/test")
     """What is scored on the way."""
     checkpoints: tuple[int, ...] = ()
-    """Stage-2 steps whose mean is the result (released: 5600, 5650 ... 6000); empty = the last step alone."""
+    """Stage-2 steps, as they are run, whose mean is the result (released: 5600, 5650 ... 6000); empty = the last step
+    alone.
+    """
     batch: int = Field(16, ge=1)
     """Windows a rank scores at once."""
 
 
-class ObserveConfig(_Section):
+class ObserveConfig(Section):
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
     log_seconds: float = Field(15.0, gt=0)
@@ -235,7 +179,7 @@ class ObserveConfig(_Section):
     """Store both domains' features before and after training, for the report's embedding."""
 
 
-class Config(_Section):
+class Config(Section):
     recipe: Literal["released", "paper"] = "released"
     """Whose settings fill in where the released code and the paper's text disagree (configs/recipes)."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -307,13 +251,35 @@ def deciding_values(config: Config) -> dict[str, Any]:
     layout are left out.
     """
     values = config.model_dump(mode="json", exclude={"run", "observe", "checkpoint", "watch"})
-    for key in ("micro_batch", "layout", "device", "memory_format", "cudnn_benchmark", "accelerate", "side_by_side"):
+    for key in (
+        "micro_batch",
+        "layout",
+        "device",
+        "memory_format",
+        "cudnn_benchmark",
+        "accelerate",
+        "side_by_side",
+        "overlap",
+    ):
         values["train"].pop(key)
+    _drop_idle(values["train"])
     for key in ("store", "device", "threads", "prefetch", "readers"):
         values["data"].pop(key)
     for stream in values["data"]["streams"].values():
         stream.pop("arrays")
     return values
+
+
+def _drop_idle(train: dict[str, Any]) -> None:
+    """Take out the settings that came with large batches where they change nothing, so that older runs go on."""
+    idle = {"base_batch": None, "lr_rule": "fixed", "lengths": "updates", "optimizer": "sgd", "nesterov": False}
+    if train["optimizer"] not in ("lamb", "adamw"):
+        train.pop("betas")
+    if train["optimizer"] != "lars":
+        train.pop("trust_coefficient")
+    for key, value in idle.items():
+        if train[key] == value:
+            train.pop(key)
 
 
 def config_hash(config: Config) -> str:
@@ -343,7 +309,24 @@ def _check_together(config: Config) -> None:
             f"train.accelerate={train.accelerate} needs train.zero_stage below 3, where every parameter keeps its "
             f"place in memory"
         )
-    if train.stage1.steps + train.stage2.steps == 0:
+    if (train.lr_rule != "fixed" or train.lengths != "updates") and train.base_batch is None:
+        raise UserError(
+            "train.lr_rule and train.lengths=samples need train.base_batch: the global batch that the stages' rates "
+            "and lengths are written for"
+        )
+    if train.zero_stage and train.optimizer in ("lars", "lamb"):
+        raise UserError(
+            f"train.optimizer={train.optimizer} needs train.zero_stage=0: ZeRO cuts the weights into flat shards, "
+            f"whose norms are not those of layers, so the trust ratios would be wrong"
+        )
+    if train.zero_stage and train.optimizer != "sgd":
+        raise UserError(
+            f"train.optimizer={train.optimizer} needs train.zero_stage=0: checkpoints of ZeRO 1-3 keep the momentum of "
+            f"SGD alone"
+        )
+    if train.nesterov and (train.optimizer not in ("sgd", "lars") or not train.momentum):
+        raise UserError("train.nesterov=true needs train.optimizer=sgd or lars, with a train.momentum above 0")
+    if total_steps(train) == 0:
         raise UserError("train.stage1.steps and train.stage2.steps are both 0: nothing to train")
     shared = set(config.data.source) & set(config.data.target)
     if shared and method.name not in ("source_only", "supervised_target"):
@@ -351,11 +334,10 @@ def _check_together(config: Config) -> None:
             f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in "
             f"training"
         )
-    bad = [s for s in config.eval.checkpoints if not 0 < s <= train.stage2.steps]
+    last = stage_schedule(train, 2).steps
+    bad = [s for s in config.eval.checkpoints if not 0 < s <= last]
     if bad:
-        raise UserError(
-            f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{train.stage2.steps}, train.stage2.steps)"
-        )
+        raise UserError(f"eval.checkpoints: {bad[0]} is not a step of stage 2 (1..{last}, by train.stage2.steps)")
     best_by = config.checkpoint.best_by
     if best_by is not None and (not best_by.startswith("source/") or best_by not in config.eval.during):
         raise UserError(

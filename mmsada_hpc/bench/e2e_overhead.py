@@ -20,15 +20,16 @@ from mmsada_hpc.bench.e2e_parts import means
 from mmsada_hpc.bench.e2e_run import bench_config, coming_together, kept, shape_of, short_run, train_for
 from mmsada_hpc.bench.rows import Report, Row, row
 from mmsada_hpc.cluster.world import find_world
-from mmsada_hpc.config import Config, TrainConfig, config_hash
+from mmsada_hpc.config import Config, config_hash
+from mmsada_hpc.config_train import TrainConfig
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.methods.base import Factors, moment, stage_of
+from mmsada_hpc.methods.base import Factors, moment
 from mmsada_hpc.model.batch_norm import BatchNormState
 from mmsada_hpc.model.streams import use_ndhwc_weights
+from mmsada_hpc.schedule import stage_schedule
 from mmsada_hpc.train.engine import Engine
-from mmsada_hpc.train.loop import learning_rate
 from mmsada_hpc.train.module import TrainModule
 from mmsada_hpc.train.own_time import OwnTime
 
@@ -111,7 +112,7 @@ class PairedLoop(TimedLoop):
         if not self._batches:
             self._batches = keep_resident(loader, self.setup.layout.accumulation)
         factors = engine.module.method.factors(moment(self.config.train, stage, step))
-        lr = learning_rate(stage_of(self.config.train, stage), step)
+        lr = stage_schedule(self.config.train, stage).learning_rate(step)
         bare = Stopwatch(self.setup.device)
         bare.begin()
         self._bare.update(self._batches, factors, lr=lr, watched=bare)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mmsada_hpc.bench.e2e_loop import PARTS, REST
 from mmsada_hpc.config import Config
+from mmsada_hpc.schedule import total_steps
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def checkpoints_per_update(config: Config, update_s: float) -> float:
     """How often a run of this config saves: by steps or by minutes, whichever comes first, or only at its end."""
-    often = [1 / (config.train.stage1.steps + config.train.stage2.steps)]
+    often = [1 / total_steps(config.train)]
     if config.checkpoint.every:
         often.append(1 / config.checkpoint.every)
     if config.checkpoint.minutes:

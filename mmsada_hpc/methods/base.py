@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmsada_hpc.config import Config, MethodConfig, ModelConfig, StageConfig, TrainConfig
+from mmsada_hpc.config import Config, MethodConfig, ModelConfig
+from mmsada_hpc.config_train import TrainConfig
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout, plan_layout
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.heads import classifier_head, draw_anew, linear_of
+from mmsada_hpc.schedule import stage_schedule
 from mmsada_kernels import Classified, Scored, classify
 
 Features = Mapping[str, Tensor]
@@ -198,14 +200,10 @@ def share(chosen_N: NDArray[np.bool_]) -> NDArray[np.float64]:
     return chosen_N / chosen_N.sum()
 
 
-def stage_of(train: TrainConfig, stage: int) -> StageConfig:
-    return train.stage1 if stage == 1 else train.stage2
-
-
 def moment(train: TrainConfig, stage: int, step: int) -> Moment:
     """Update `step` (from 0) of a stage."""
-    settings = stage_of(train, stage)
-    return Moment(stage, step / settings.steps, settings.loss_scale)
+    at = stage_schedule(train, stage)
+    return Moment(stage, at.progress(step), at.loss_scale)
 
 
 _METHODS: dict[str, type[Method]] = {}

@@ -14,7 +14,7 @@ Settings = dict[str, str]
 _WITHOUT_EFFECT = (
     "seed", "run.", "observe.", "checkpoint.",
     "train.micro_batch", "train.layout", "train.device", "train.memory_format",
-    "train.cudnn_benchmark", "train.accelerate", "train.side_by_side",
+    "train.cudnn_benchmark", "train.accelerate", "train.side_by_side", "train.overlap",
     "data.store", "data.device", "data.threads", "data.prefetch", "data.readers",
     "eval.every", "eval.during", "eval.batch", "eval.sets",
 )  # fmt: skip

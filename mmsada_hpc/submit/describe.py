@@ -4,13 +4,15 @@ from mmsada_hpc.cluster.local import visible_gpus
 from mmsada_hpc.cluster.profile import Profile
 from mmsada_hpc.cluster.slurm import plain_text, sbatch_text
 from mmsada_hpc.cluster.snapshot import snapshot_name
-from mmsada_hpc.config import Config, StageConfig, dump_config
+from mmsada_hpc.config import Config, dump_config
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.data.manifest import MANIFEST
 from mmsada_hpc.observe.record import read_json
 from mmsada_hpc.observe.wording import duration
+from mmsada_hpc.schedule import describe_stage, total_steps
 from mmsada_hpc.submit.estimate import Ramp, cost_of, former_speed, memory_of, ramp_of
 from mmsada_hpc.submit.queue import Order, folder_of, job_of, note_job, script_words
+from mmsada_hpc.train.optimizers import NAMES
 
 _CLASSES = 8  # EPIC's verbs, where there is no store to ask
 
@@ -58,22 +60,13 @@ def _job(order: Order, layout: BatchLayout) -> list[str]:
 
 def _training(config: Config, layout: BatchLayout) -> list[str]:
     train, batch = config.train, layout.global_batch
-    lines = [_stage(number, stage, batch) for number, stage in ((1, train.stage1), (2, train.stage2))]
-    total = train.stage1.steps + train.stage2.steps
+    total = total_steps(train)
     ramp = ramp_of(config, num_classes=_num_classes(config)[0])
     return [
-        *lines,
-        f"in all         {total:,} updates, {total * batch:,} clips; the rates are not scaled with the batch",
+        *(f"stage {stage}        {describe_stage(train, stage)}" for stage in (1, 2)),
+        f"in all         {total:,} updates, {total * batch:,} clips, {NAMES[train.optimizer]}",
         f"GRL ramp       {_ramp(ramp, batch, config.method.name)}",
     ]
-
-
-def _stage(number: int, stage: StageConfig, batch: int) -> str:
-    warmup = f" after {stage.warmup_steps} updates of warm-up" if stage.warmup_steps else ""
-    return (
-        f"stage {number}        {stage.steps:,} updates, {stage.steps * batch:,} clips, learning rate {stage.lr:g}"
-        f"{warmup} = {stage.lr / batch:.3g} a clip"
-    )
 
 
 def _ramp(ramp: Ramp | None, batch: int, method: str) -> str:
@@ -87,8 +80,7 @@ def _estimate(config: Config, profile: Profile, layout: BatchLayout) -> list[str
     num_classes, origin = _num_classes(config)
     cost = cost_of(config, num_classes=num_classes)
     memory = memory_of(config, cost, layout)
-    total = config.train.stage1.steps + config.train.stage2.steps
-    clips = total * layout.global_batch
+    clips = total_steps(config.train) * layout.global_batch
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,

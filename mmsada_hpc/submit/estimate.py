@@ -16,6 +16,7 @@ from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.methods import moment
 from mmsada_hpc.observe.record import read_json, read_record, read_yaml
 from mmsada_hpc.observe.runs import RESULT_FILE
+from mmsada_hpc.schedule import stage_schedule
 from mmsada_hpc.submit.run_folder import CONFIG_FILE
 from mmsada_hpc.train.module import TrainModule
 
@@ -100,7 +101,7 @@ def memory_of(config: Config, cost: Cost, layout: BatchLayout) -> Memory:
 
 def ramp_of(config: Config, *, num_classes: int) -> Ramp | None:
     """Of the gradient reversal, from the method's own schedule; None where the method has none."""
-    method, steps = _meta_module(config, num_classes).method, config.train.stage2.steps
+    method, steps = _meta_module(config, num_classes).method, stage_schedule(config.train, 2).steps
     values = [method.factors(moment(config.train, 2, step)).reversal for step in range(steps)]
     if not values or not values[-1]:
         return None

@@ -13,6 +13,7 @@ from mmsada_hpc.cluster.slurm import need_slurm
 from mmsada_hpc.config import Config
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.observe.wording import duration
+from mmsada_hpc.schedule import total_steps
 from mmsada_hpc.submit.grid import Grid, GridRun
 from mmsada_hpc.submit.queue import Order, obstacles, queue_array
 
@@ -127,7 +128,7 @@ def _state(run: GridRun) -> str:
 
 
 def _updates(run: GridRun) -> int:
-    return run.config.train.stage1.steps + run.config.train.stage2.steps
+    return total_steps(run.config.train)
 
 
 def _say(text: str) -> None:

@@ -6,19 +6,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsada_hpc.config import TrainConfig
+from mmsada_hpc.config_train import TrainConfig
 from mmsada_hpc.data.batch import Batch
 from mmsada_hpc.data.layout import BatchLayout
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import Factors, Losses
+from mmsada_hpc.methods.heads import TruncatedLinear
+from mmsada_hpc.model.convolution import SameConv3d
 from mmsada_hpc.model.i3d import I3d
 from mmsada_hpc.model.streams import use_ndhwc_weights
 from mmsada_hpc.train.module import TrainModule
+from mmsada_hpc.train.optimizers import keys, load_state, make_optimizer, set_rate, state_of
+from mmsada_hpc.train.overlap import OverlappedAveraging
 
 Momentum = Mapping[str, Tensor]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 class Engine(ABC):
@@ -67,7 +72,9 @@ class Engine(ABC):
 
     @abstractmethod
     def momentum(self) -> dict[str, Tensor]:
-        """Momentum by parameter name, whole, on every rank (call it on every rank)."""
+        """Momentum by parameter name, and what else the optimiser keeps, whole, on every rank (call it on every
+        rank).
+        """
 
     @abstractmethod
     def gradient_norm(self) -> Tensor | None:
@@ -86,12 +93,12 @@ def make_engine(
     return kind(module, train, layout, momentum=momentum)
 
 
-def _named(module: TrainModule) -> list[tuple[str, torch.nn.Parameter]]:
-    return list(module.named_parameters())
+def _named(module: TrainModule) -> dict[str, torch.nn.Parameter]:
+    return dict(module.named_parameters())
 
 
-def _check_names(module: TrainModule, momentum: Momentum) -> None:
-    missing = {name for name, _ in _named(module)} ^ set(momentum)
+def _check_names(module: TrainModule, train: TrainConfig, momentum: Momentum) -> None:
+    missing = keys(_named(module), train) ^ set(momentum)
     if missing:
         raise UserError(
             f"the checkpoint's momentum does not fit the model: {sorted(missing)[0]}; it was written by another method "
@@ -117,13 +124,10 @@ class DdpEngine(Engine):
             broadcast_buffers=False,
             gradient_as_bucket_view=False,
         )
-        self._optimizer = torch.optim.SGD(
-            module.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay
-        )
+        self._optimizer = make_optimizer(module, train)
         if momentum is not None:
-            _check_names(module, momentum)
-            for name, parameter in _named(module):
-                self._optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
+            _check_names(module, train, momentum)
+            load_state(self._optimizer, _named(module), train, momentum)
 
     def forward_backward(self, batch: Batch, factors: Factors, *, last: bool) -> Losses:
         self._ddp.train()
@@ -141,7 +145,7 @@ class DdpEngine(Engine):
             return self.module(batch)
 
     def update(self, lr: float) -> None:
-        self._optimizer.param_groups[0]["lr"] = lr
+        set_rate(self._optimizer, lr)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -149,11 +153,7 @@ class DdpEngine(Engine):
         return dict(self.module.state_dict())
 
     def momentum(self) -> dict[str, Tensor]:
-        return {
-            name: self._optimizer.state[p]["momentum_buffer"]
-            for name, p in _named(self.module)
-            if p in self._optimizer.state
-        }
+        return state_of(self._optimizer, _named(self.module), self.train)
 
     def gradient_norm(self) -> Tensor | None:
         return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
@@ -167,7 +167,7 @@ class DdpEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """`deepspeed.initialize` with a plain SGD, ZeRO stage and `torch_autocast` from the config."""
+    """`deepspeed.initialize` with the optimiser, ZeRO stage and `torch_autocast` from the config."""
 
     def __init__(
         self, module: TrainModule, train: TrainConfig, layout: BatchLayout, *, momentum: Momentum | None
@@ -185,26 +185,40 @@ class DeepSpeedEngine(Engine):
                     network.fuses = False
         # ZeRO may make its optimiser states by an update with zero gradients: at rate 0 and without decay that leaves
         # weights and momentum untouched.
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=train.momentum)
+        optimizer = make_optimizer(module, train)
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(train, layout), dist_init_required=False
         )
-        self._engine.optimizer.param_groups[0]["weight_decay"] = train.weight_decay
+        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
         if layout.world_size == 1 and train.zero_stage == 0:  # nothing to average: saves copies of every gradient
             self._engine.enable_backward_allreduce = False
         if train.memory_format == "ndhwc" and train.zero_stage == 0:
             use_ndhwc_weights(module)
+        self._averaging = self._overlap() if overlaps(train, layout) else None
         if momentum is not None:
-            _check_names(module, momentum)
+            _check_names(module, train, momentum)
             self._load_momentum(momentum)
+
+    def _overlap(self) -> OverlappedAveraging:
+        """In place of DeepSpeed's own averaging, which waits for the end of the backward (D17)."""
+        self._engine.enable_backward_allreduce = False
+        return OverlappedAveraging(list(self.module.parameters()), DTYPES[gradient_dtype(self.train)])
 
     def forward_backward(self, batch: Batch, factors: Factors, *, last: bool) -> Losses:
         self._engine.train()
         losses = Losses(*self._engine(batch, factors))
+        if last and self._averaging is not None:
+            self._averaging.begin()
         # DeepSpeed averages over ranks and divides by the accumulation.
         self._engine.backward(losses.total * (self.layout.world_size * self.layout.accumulation))
         if not last:
             self._engine.step()
+        elif self._averaging is not None:
+            self._averaging.finish()
         return losses
 
     @torch.no_grad()
@@ -213,7 +227,7 @@ class DeepSpeedEngine(Engine):
         return self._engine(batch)
 
     def update(self, lr: float) -> None:
-        self._engine.optimizer.param_groups[0]["lr"] = lr
+        set_rate(self._engine.optimizer, lr)
         self._engine.step()
 
     def model_state(self) -> dict[str, Tensor]:
@@ -225,15 +239,12 @@ class DeepSpeedEngine(Engine):
 
     def momentum(self) -> dict[str, Tensor]:
         if self.train.zero_stage == 0:
-            state = self._optimizer.state
-            return {
-                name: state[p]["momentum_buffer"]
-                for name, p in _named(self.module)
-                if "momentum_buffer" in state.get(p, {})
-            }
+            return state_of(self._optimizer, _named(self.module), self.train)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return {name: safe_get_full_optimizer_state(p, "momentum_buffer").clone() for name, p in _named(self.module)}
+        return {
+            name: safe_get_full_optimizer_state(p, "momentum_buffer").clone() for name, p in _named(self.module).items()
+        }
 
     def gradient_norm(self) -> Tensor | None:
         if self.train.zero_stage:
@@ -241,12 +252,13 @@ class DeepSpeedEngine(Engine):
         return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def close(self) -> None:
+        if self._averaging is not None:
+            self._averaging.close()
         self._engine.destroy()
 
     def _load_momentum(self, momentum: Momentum) -> None:
         if self.train.zero_stage == 0:
-            for name, p in _named(self.module):
-                self._optimizer.state[p]["momentum_buffer"] = momentum[name].to(p)
+            load_state(self._optimizer, _named(self.module), self.train, momentum)
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -257,7 +269,7 @@ class DeepSpeedEngine(Engine):
             zero.optimizer.state[flat].setdefault("momentum_buffer", torch.zeros_like(flat))
         if not stage3:
             zero._lazy_init_hp_params_optimizer_state()
-        for name, p in _named(self.module):
+        for name, p in _named(self.module).items():
             safe_set_full_optimizer_state(p, momentum[name].to(p.device), "momentum_buffer")
 
     @contextlib.contextmanager
@@ -276,6 +288,24 @@ def gradient_dtype(train: TrainConfig) -> str:
     return "fp32" if train.precision == "bf16" and train.engine == "ddp" else train.precision
 
 
+def overlaps(train: TrainConfig, layout: BatchLayout) -> bool:
+    """Whether gradients are averaged during the backward inside DeepSpeed's stage 0 (`train.overlap`). Not where CUDA
+    graphs replay the backward: it leaves all gradients at once.
+    """
+    plain = train.engine == "ddp" or train.zero_stage > 0 or train.accelerate == "graphs"
+    return train.overlap and layout.world_size > 1 and not plain
+
+
+def _bf16_modules(train: TrainConfig) -> dict[str, Any]:
+    """Under autocast ZeRO 1 and 2 go by the class of a module for what its gradients travel in (fp32 unless it is
+    listed), not by `communication_data_type`; torch's own classes alone are listed by default, not those made of them.
+    """
+    if train.zero_stage not in (1, 2):
+        return {}
+    kinds = (SameConv3d, TruncatedLinear, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {"lower_precision_safe_modules": [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]}
+
+
 def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     """DeepSpeed's own settings; batch sizes in its words."""
     bf16 = train.precision == "bf16"
@@ -285,7 +315,7 @@ def deepspeed_config(train: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
         "gradient_accumulation_steps": layout.accumulation,
         "zero_optimization": {"stage": train.zero_stage, "overlap_comm": train.zero_stage > 0},
         "zero_allow_untested_optimizer": True,  # SGD is not in DeepSpeed's list (D16)
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", **_bf16_modules(train)},
         "communication_data_type": gradient_dtype(train),
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,

@@ -3,7 +3,7 @@
 import torch
 
 from mmsada_hpc.cluster.host import set_gpu
-from mmsada_hpc.config import TrainConfig
+from mmsada_hpc.config_train import TrainConfig
 from mmsada_hpc.errors import UserError
 from mmsada_hpc.model.streams import MultiStream
 

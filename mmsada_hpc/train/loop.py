@@ -12,15 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmsada_hpc.cluster.join import say_to_all
-from mmsada_hpc.config import Config, StageConfig
+from mmsada_hpc.config import Config
 from mmsada_hpc.data.loader import Loader
 from mmsada_hpc.errors import UserError
-from mmsada_hpc.methods.base import Factors, moment, stage_of
+from mmsada_hpc.methods.base import Factors, moment
 from mmsada_hpc.model.batch_norm import BatchNormState
 from mmsada_hpc.observe.goodput import Ledger
 from mmsada_hpc.observe.metrics import MetricsLog, read_metrics
 from mmsada_hpc.observe.progress import Progress
 from mmsada_hpc.observe.screen import Screen
+from mmsada_hpc.schedule import stage_schedule, updates
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, Score, TrainState
 from mmsada_hpc.train.engine import Engine, make_engine
 from mmsada_hpc.train.evaluate import SetScores, score_set
@@ -66,7 +67,7 @@ class TrainLoop:
         engine: Engine | None = None
         is_resumed = bool(state.model)
         for stage in range(state.position.stage, last_position(self.config).stage + 1):
-            steps = stage_of(self.config.train, stage).steps
+            steps = stage_schedule(self.config.train, stage).steps
             if engine is not None:
                 state = TrainState(Position(stage, 0), engine.model_state(), {})
                 engine.close()
@@ -136,7 +137,7 @@ class TrainLoop:
         norm = engine.gradient_norm()
         shared = dict(zip(names, values.tolist(), strict=True))
         self._check_finite(shared, norm, stage, step)
-        lr = learning_rate(stage_of(self.config.train, stage), step)
+        lr = stage_schedule(self.config.train, stage).learning_rate(step)
         engine.update(lr)
         seconds = time.perf_counter() - begin
         self.watch.first_update_done()
@@ -199,11 +200,11 @@ class TrainLoop:
         }
 
     def _position_row(self, kind: str, done: Position) -> dict[str, Any]:
-        before = self.config.train.stage1.steps if done.stage == 2 else 0
+        before = stage_schedule(self.config.train, 1).steps if done.stage == 2 else 0
         return {"kind": kind, "stage": done.stage, "step": done.step, "global_step": before + done.step}
 
     def _evaluates_after(self, done: Position) -> bool:
-        every = self.config.eval.every
+        every = updates(self.config.train, self.config.eval.every)
         if done == last_position(self.config):
             return False  # the end is scored by the caller, on every set
         return self._is_named(done) or (bool(every) and done.step % every == 0)
@@ -281,7 +282,7 @@ class TrainLoop:
         return summary
 
     def _saves_after(self, done: Position) -> bool:
-        every = self.config.checkpoint.every
+        every = updates(self.config.train, self.config.checkpoint.every)
         return done == last_position(self.config) or self._is_named(done) or (bool(every) and done.step % every == 0)
 
     def _save(self, engine: Engine, done: Position, *, best: Score | None) -> None:
@@ -297,10 +298,5 @@ class TrainLoop:
 
 def last_position(config: Config) -> Position:
     """The end of a run; one without a stage 2 ends with stage 1."""
-    train = config.train
-    return Position(2, train.stage2.steps) if train.stage2.steps else Position(1, train.stage1.steps)
-
-
-def learning_rate(stage: StageConfig, step: int) -> float:
-    """Rate of update `step` (from 0) of a stage."""
-    return stage.lr * min(1.0, (step + 1) / max(1, stage.warmup_steps))
+    first, second = (stage_schedule(config.train, stage).steps for stage in (1, 2))
+    return Position(2, second) if second else Position(1, first)

@@ -29,10 +29,12 @@ from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, plain, read_met
 from mmsada_hpc.observe.record import write_json, write_record
 from mmsada_hpc.observe.screen import Screen, quiet_screen
 from mmsada_hpc.observe.summary import result_table
+from mmsada_hpc.schedule import describe_stage, stage_schedule, total_steps
 from mmsada_hpc.train.checkpoint import Checkpoints, Position, TrainState
 from mmsada_hpc.train.engine import gradient_dtype
 from mmsada_hpc.train.evaluate import score_set
 from mmsada_hpc.train.loop import Trained, TrainLoop, last_position
+from mmsada_hpc.train.optimizers import NAMES
 from mmsada_hpc.train.setup import Setup
 from mmsada_hpc.train.stop import Interrupted, StopFlag, Stopped
 from mmsada_hpc.train.watch import Watch, watching
@@ -170,7 +172,7 @@ def _drop_later_rows(metrics: MetricsLog, config: Config, state: TrainState) -> 
     """Take the rows out of the log that are about to be made again; returns them."""
     if not state.model:
         return metrics.truncate_after(-1)
-    before = config.train.stage1.steps if state.position.stage == 2 else 0
+    before = stage_schedule(config.train, 1).steps if state.position.stage == 2 else 0
     return metrics.truncate_after(before + state.position.step, evaluations_too=state.position == last_position(config))
 
 
@@ -223,6 +225,9 @@ def _announce(screen: Screen, setup: Setup, threads: int) -> None:
         f"{config.train.precision} (gradients travel in {gradient_dtype(config.train)})"
     )
     screen.print(setup.layout.describe())
+    screen.print(f"{NAMES[config.train.optimizer]}{', Nesterov' * config.train.nesterov}")
+    for stage in (1, 2):
+        screen.print(f"stage {stage}: {describe_stage(config.train, stage)}")
     for path in config.model.pretrained.files().values():
         screen.print(f"starting from {open_pretrained(path).describe()}")
     for warning in [*setup.warnings(), *filter(None, [affinity_warning(world.cpus_per_task)])]:
@@ -263,7 +268,7 @@ def _result(setup: Setup, trained: Trained, evaluations: dict[str, dict[str, Any
         "target": list(config.data.target),
         "classes": list(setup.store.manifest.classes),
         "chance": round(100 / len(setup.store.manifest.classes), 4),
-        "steps": config.train.stage1.steps + config.train.stage2.steps,
+        "steps": total_steps(config.train),
         "clips_per_s": round(trained.clips_per_s, 2),
         "world_size": world.size,
         "evaluations": evaluations,

@@ -25,6 +25,7 @@ from mmsada_hpc.methods import Method, batch_layout, find_method
 from mmsada_hpc.model.backbones import StreamSpec, build_backbone
 from mmsada_hpc.model.batch_norm import GroupContext
 from mmsada_hpc.model.pretrained import check_pretrained
+from mmsada_hpc.schedule import total_steps
 from mmsada_hpc.train.gpu import check_switches, use_switches
 from mmsada_hpc.train.module import TrainModule, new_module
 
@@ -205,7 +206,7 @@ class Setup:
         """What a person should know before the first step."""
         decay, train = self.config.model.batch_norm.decay, self.config.train
         groups = sum(self.layout.groups)
-        left = math.exp(math.log(decay) * groups * (train.stage1.steps + train.stage2.steps))
+        left = math.exp(math.log(decay) * groups * total_steps(train))
         found = []
         if left > 0.05 and len(self.config.model.pretrained.files()) < 2:
             found.append(

@@ -111,7 +111,7 @@ def test_a_dry_run_tells_rates_ramp_memory_and_time(tmp_path: Path, capsys: pyte
     words = ["--config", "demo.yaml", *SMALL, f"run.dir={tmp_path}/run", "--cluster", "local", "--tasks-per-node", "2"]
     assert main([*words, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "stage 2        60 updates, 1,920 clips, learning rate 0.01 = 0.000313 a clip" in said
+    assert "stage 2        60 updates (1,920 clips), rate 0.01" in said
     assert "GRL ramp       to 0.2 over stage 2; 10 % at 64, 50 % at 224, 90 % at 576 clips of it" in said
     assert "GFLOP a clip" in said and "memory " in said and "time           not known" in said
     assert not (tmp_path / "run").exists()

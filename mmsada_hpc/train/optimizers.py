@@ -1,0 +1,98 @@
+"""The optimisers of `train.optimizer`, and what of their state a checkpoint keeps."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmsada_hpc.config_train import TrainConfig
+
+SLOTS: Mapping[str, tuple[str, ...]] = {
+    "sgd": ("momentum_buffer",),
+    "lars": ("momentum_buffer",),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+}
+"""Optimiser -> its tensors of one parameter. The first one goes by the parameter's name in a checkpoint, as momentum
+always did, the others by NAME/SLOT.
+"""
+NAMES = {
+    "sgd": "SGD",
+    "lars": "LARS (You et al. 2017)",
+    "lamb": "LAMB (You et al. 2019, version 3: without bias correction)",
+    "adamw": "AdamW",
+}
+
+
+def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser over all parameters of a module, at rate 0 until an update sets it.
+
+    A layer is one tensor: the 1x1x1 convolutions that an inception block computes as one (`model/fused.py`) are
+    parameters of their own, so each has a trust ratio of its own. Biases take no part in trust ratios and, SGD apart
+    (which is as released), in weight decay.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, nesterov=train.nesterov
+        )
+    layers = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay}
+    biases = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW([layers, biases], lr=0.0, betas=train.betas)
+    from pytorch_optimizer import LARS, Lamb  # takes a second
+
+    if train.optimizer == "lars":  # which leaves tensors of one dimension to plain SGD by itself
+        found: torch.optim.Optimizer = LARS(
+            [layers, biases],
+            lr=0.0,
+            momentum=train.momentum,
+            nesterov=train.nesterov,
+            trust_coefficient=train.trust_coefficient,
+        )
+        return found
+    # Decay inside the update, whose norm the trust ratio is taken of, as in the paper; `adam`: ratio 1.
+    lamb: torch.optim.Optimizer = Lamb(
+        [layers, {**biases, "adam": True}], lr=0.0, betas=train.betas, weight_decouple=False
+    )
+    return lamb
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of every parameter."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], train: TrainConfig
+) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the parameters that have been updated."""
+    return {
+        _key(name, slot): optimizer.state[parameter][slot]
+        for name, parameter in named.items()
+        for slot in SLOTS[train.optimizer]
+        if slot in optimizer.state.get(parameter, {})
+    }
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, nn.Parameter],
+    train: TrainConfig,
+    state: Mapping[str, Tensor],
+) -> None:
+    """Put back what `state_of` gave, on the parameters' devices and in their layout."""
+    for name, parameter in named.items():
+        for slot in SLOTS[train.optimizer]:
+            value = state[_key(name, slot)]
+            optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter)
+
+
+def keys(named: Mapping[str, nn.Parameter], train: TrainConfig) -> set[str]:
+    """Of the state of a module whose parameters have all been updated."""
+    return {_key(name, slot) for name in named for slot in SLOTS[train.optimizer]}
+
+
+def _key(name: str, slot: str) -> str:
+    return name if slot in ("momentum_buffer", "exp_avg") else f"{name}/{slot}"
