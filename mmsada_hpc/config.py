@@ -260,6 +260,7 @@ def deciding_values(config: Config) -> dict[str, Any]:
         "accelerate",
         "side_by_side",
         "overlap",
+        "noise_scale",
     ):
         values["train"].pop(key)
     _drop_idle(values["train"])

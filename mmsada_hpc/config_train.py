@@ -91,6 +91,10 @@ class TrainConfig(Section):
     """SGD: L2 on every parameter, inside the momentum, as released; LARS and LAMB: inside the trust ratio, and AdamW
     decoupled, of weights but not of biases.
     """
+    noise_scale: bool = True
+    """Log the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162) where the layout gives it: two ranks or
+    two micro-batches an update, at ZeRO 0 or with DDP. Changes no result.
+    """
     stage1: StageConfig = StageConfig(steps=3001, lr=0.01)  # type: ignore[call-arg]
     """Supervised and self-supervised warm-up (no adversarial share)."""
     stage2: StageConfig = StageConfig(steps=6001, lr=0.01, loss_scale=0.2)  # type: ignore[call-arg]

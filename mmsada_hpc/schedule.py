@@ -72,7 +72,9 @@ def describe_stage(train: TrainConfig, stage: int) -> str:
     if train.lr_rule != "fixed" and rate_factor(train) != 1:
         rate += f" = {told.lr:g} x {rate_factor(train):.3g} ({train.lr_rule} from batch {train.base_batch})"
     warmup = f", warm-up {at.warmup:.3g} updates ({at.warmup * train.global_batch:,.0f} clips)" if at.warmup else ""
-    return f"{at.steps:,} updates ({at.steps * train.global_batch:,} clips), {rate}{warmup}"
+    whole = told.steps * _length_factor(train)
+    rounded = f", rounded from {whole:.4g}" if at.steps != whole else ""
+    return f"{at.steps:,} updates ({at.steps * train.global_batch:,} clips{rounded}), {rate}{warmup}"
 
 
 def _length_factor(train: TrainConfig) -> float:

@@ -145,6 +145,11 @@ class Method(nn.Module, ABC):
     def check(cls, config: Config, layout: BatchLayout) -> None:
         """UserError where the method cannot be computed with this batch."""
 
+    @classmethod
+    def crosses_ranks(cls, config: Config, layout: BatchLayout) -> bool:
+        """Whether a rank's gradients hang on other ranks' clips."""
+        return False
+
     def losses(self, features: Features, batch: Batch, factors: Factors) -> Losses:
         """The total of one micro-batch and its figures."""
         any_ND = next(iter(features.values()))

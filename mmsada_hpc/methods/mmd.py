@@ -62,6 +62,11 @@ class Mmd(Method):
         listed = ", ".join(map(str, sizes)) or "none with this layout: use more ranks or a larger train.micro_batch"
         raise UserError(f"method.mmd_block={block}: a block {why} ({layout.describe()}); sizes that fit: {listed}")
 
+    @classmethod
+    def crosses_ranks(cls, config: Config, layout: BatchLayout) -> bool:
+        share_ = layout.micro_batch // 2
+        return layout.world_size > 1 and (layout.layout == "domain_pure" or share_ % config.method.mmd_block > 0)
+
 
 def fits(layout: BatchLayout, block: int) -> bool:
     """Whether the source and target clips of every block are at hand in one accumulation step, on whatever ranks."""

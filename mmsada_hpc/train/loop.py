@@ -18,7 +18,7 @@ from mmsada_hpc.errors import UserError
 from mmsada_hpc.methods.base import Factors, moment
 from mmsada_hpc.model.batch_norm import BatchNormState
 from mmsada_hpc.observe.goodput import Ledger
-from mmsada_hpc.observe.metrics import MetricsLog, read_metrics
+from mmsada_hpc.observe.metrics import METRICS_FILE, MetricsLog, read_metrics
 from mmsada_hpc.observe.progress import Progress
 from mmsada_hpc.observe.screen import Screen
 from mmsada_hpc.schedule import stage_schedule, updates
@@ -26,6 +26,7 @@ from mmsada_hpc.train.checkpoint import Checkpoints, Position, Score, TrainState
 from mmsada_hpc.train.engine import Engine, make_engine
 from mmsada_hpc.train.evaluate import SetScores, score_set
 from mmsada_hpc.train.module import part_seed
+from mmsada_hpc.train.noise import NoiseScale, parts_of
 from mmsada_hpc.train.own_time import OwnTime
 from mmsada_hpc.train.setup import Setup
 from mmsada_hpc.train.stop import Interrupted, StopFlag, Stopped, agreed_signal
@@ -61,6 +62,8 @@ class TrainLoop:
         self.is_main = setup.world.rank == 0
         self.saved_at = time.monotonic()
         self.timed_clips, self.timed_s = 0, 0.0
+        self.noise: NoiseScale | None = None
+        """Of the stage that runs."""
 
     def run(self, state: TrainState) -> Trained:
         """From `state` to the end of stage 2."""
@@ -97,6 +100,7 @@ class TrainLoop:
         loader = self.setup.train_loader(stage, start, features=engine.module.network.feature_sizes)
         norms = BatchNormState(engine.module, decay=self.config.model.batch_norm.decay)
         own = OwnTime(engine.module, self.setup.device)
+        self.noise = self._noise_scale(engine, stage, start)
         label = f"stage {stage}/2"
         with Progress(self.screen, steps, label, start=start, log_seconds=self.config.observe.log_seconds) as progress:
             for step in range(start, steps):
@@ -116,6 +120,17 @@ class TrainLoop:
                     self.checkpoints.close()
                     raise Stopped(f"after step {done.step} of stage {stage}", reason)
         own.close()
+        self.noise.close()
+
+    def _noise_scale(self, engine: Engine, stage: int, start: int) -> NoiseScale:
+        config, layout = self.config, self.setup.layout
+        gives = config.train.noise_scale and not config.train.zero_stage
+        gives = gives and not self.setup.method.crosses_ranks(config, layout)
+        noise = NoiseScale(engine.module, layout, parts_of(layout) if gives else None)
+        if start and self.is_main and (config.run.dir / METRICS_FILE).is_file():
+            rows = read_metrics(config.run.dir)
+            noise.replay(r for r in rows if r["kind"] == "train" and r["stage"] == stage and r["step"] <= start)
+        return noise
 
     def _update(
         self, engine: Engine, loader: Loader, norms: BatchNormState, own: OwnTime, stage: int, step: int
@@ -124,18 +139,23 @@ class TrainLoop:
         to save.
         """
         begin, loader.wait_s = time.perf_counter(), 0.0
+        noise = self.noise
+        assert noise is not None
         own.begin()
+        noise.begin()
         factors = engine.module.method.factors(moment(self.config.train, stage, step))
-        figures = [
-            engine.forward_backward(loader.next(), factors, last=micro == self.setup.layout.accumulation - 1).figures
-            for micro in range(self.setup.layout.accumulation)
-        ]
+        figures = []
+        for micro in range(self.setup.layout.accumulation):
+            last = micro == self.setup.layout.accumulation - 1
+            figures.append(engine.forward_backward(loader.next(), factors, last=last).figures)
+            noise.after_micro_batch(micro)
         names = list(figures[0])
         local = torch.stack([torch.stack([part[name].detach() for part in figures]).sum() for name in names])
         self.watch.heart.say("agree")
-        values, own_s, told = self._agree(engine, norms, local, own.seconds())
+        packed, own_s, told = self._agree(engine, norms, torch.cat([local, noise.share().to(local)]), own.seconds())
         norm = engine.gradient_norm()
-        shared = dict(zip(names, values.tolist(), strict=True))
+        values = packed.tolist()
+        shared = dict(zip(names, values[: len(names)], strict=True))
         self._check_finite(shared, norm, stage, step)
         lr = stage_schedule(self.config.train, stage).learning_rate(step)
         engine.update(lr)
@@ -149,6 +169,7 @@ class TrainLoop:
             "lr": lr,
             "grl": factors.reversal,
             "grad_norm": None if norm is None else float(norm),
+            **noise.row(values[len(names) :], None if norm is None else float(norm)),
             "clips_per_s": self.config.train.global_batch / seconds,
             "step_s": seconds,
             "data_wait_s": loader.wait_s,

@@ -1,5 +1,17 @@
-"""The optimisers of `train.optimizer`, and what of their state a checkpoint keeps."""
+"""The optimisers of `train.optimizer`, and what of their state a checkpoint keeps.
 
+With w a tensor of weights, g its gradient, r the rate, d the decay and m the momentum, an update is
+
+    sgd    u = m u + g + d w                          w -= r u           (Nesterov: w -= r (g + d w + m u))
+    lars   u = m u + c |w| / (|g| + d |w|) (g + d w)  w -= r u           c = `trust_coefficient`; biases as SGD, d = 0
+    lamb   a = b1 a + (1 - b1) g, v = b2 v + (1 - b2) g^2, s = a / (sqrt(v) + 1e-6) + d w, w -= r |w| / |s| s
+           biases without the ratio and d = 0; no bias correction (version 3 of the paper), so begin with a warm-up
+    adamw  as lamb with a / (1 - b1^t), v / (1 - b2^t), eps 1e-8, no ratio, and the decay apart: w -= r d w
+
+A ratio is 1 where a norm is 0.
+"""
+
+import math
 from collections.abc import Mapping
 
 import torch
@@ -51,11 +63,13 @@ def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
             trust_coefficient=train.trust_coefficient,
         )
         return found
-    # Decay inside the update, whose norm the trust ratio is taken of, as in the paper; `adam`: ratio 1.
-    lamb: torch.optim.Optimizer = Lamb(
-        [layers, {**biases, "adam": True}], lr=0.0, betas=train.betas, weight_decouple=False
-    )
-    return lamb
+    # Decay inside the update, whose norm the trust ratio is taken of, as in the paper; `adam`: ratio 1. `adam_debias`
+    # switches off a division by 1 - beta1^t that the library's text denies: the trust ratio has scaled the update
+    # already, so the first step would be ten rates long (and a resume would begin to count anew).
+    lamb = Lamb([layers, {**biases, "adam": True}], lr=0.0, betas=train.betas, weight_decouple=False, adam_debias=True)
+    lamb.clamp = math.inf  # else the norm of the weights counts as 10 at most
+    found = lamb
+    return found  # noqa: RET504  # which tells mypy what it is
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
