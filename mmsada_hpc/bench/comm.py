@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmsada_hpc.bench.rows import Report
 from mmsada_hpc.cluster.join import gather
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", nargs="+", type=parse_size, metavar="SIZE", help="messages: bytes or 32K, 4M (default: 32K to 256M)"
     )
+    parser.add_argument("--no-mpi", action="store_true", help="all-reduce over torch's process group alone")
     parser.add_argument(
         "--ranks", type=int, default=2, metavar="N", help="started here, when alone (default %(default)s)"
     )
@@ -47,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", choices=("small", "i3d"), default="small", help="i3d is the two-stream I3D at full size"
     )
     parser.add_argument("--clips", type=int, default=4, metavar="N", help="of each rank and step (default %(default)s)")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        metavar="NAME",
+        help="of the step, such as DDP or 'DeepSpeed stage 0 overlap'; all = every one there is, also with gradients "
+        "in the other precision (default: as training runs them)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of a repeat (default: 5; 1 for i3d and for --quick)")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of the step (default %(default)s)"
     )
@@ -63,9 +72,12 @@ def parse_size(text: str) -> int:
 
 def run(args: argparse.Namespace, report: Report) -> None:
     """On every rank; alone, start `--ranks` of them here and take over their rows."""
-    for name in ("ranks", "clips"):
-        if getattr(args, name) < 1 + (name == "ranks"):
+    for name in ("ranks", "clips", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1 + (name == "ranks"):
             raise UserError(f"--{name} must be at least {1 + (name == 'ranks')}")
+    if args.engines:
+        find_engines(args.engines, args.precision)
     world = find_world()
     if world.size == 1:
         _start_ranks(args, report)
@@ -88,7 +100,7 @@ def _measure(args: argparse.Namespace, report: Report, world: World) -> None:
     print(f"{world.size} ranks by {world.launcher}, {threads} threads each: {where}", flush=True)
     device = f"cuda:{torch.cuda.current_device()}" if "nccl" in str(dist.get_backend_config()) else "cpu"
     if args.part != "engines":
-        mpi, why = find_mpi(world)
+        mpi, why = (None, "--no-mpi") if args.no_mpi else find_mpi(world)
         if mpi is None:
             print(f"MPI is not measured: {why}", flush=True)
         sizes = args.sizes or (comm_reduce.QUICK_SIZES if args.quick else comm_reduce.SIZES)
@@ -100,10 +112,29 @@ def _measure(args: argparse.Namespace, report: Report, world: World) -> None:
             shape=comm_engines.SHAPES[args.model],
             clips=args.clips,
             precision=args.precision,
-            steps=1 if args.quick or args.model == "i3d" else 5,
+            steps=args.steps or (1 if args.quick or args.model == "i3d" else 5),
             repeats=args.repeats,
+            engines=find_engines(args.engines, args.precision),
         )
         comm_engines.bench_engines(world, engines, report, device=device, hosts=len(by_host))
+
+
+def find_engines(names: Sequence[str] | None, precision: Literal["fp32", "bf16"]) -> tuple[str, ...]:
+    """Those that `--engines` names.
+
+    Raises:
+        UserError: there is none of that name; gives all.
+    """
+    from mmsada_hpc.bench import comm_ways
+
+    if not names:
+        return comm_ways.USUAL
+    if list(names) == ["all"]:
+        return comm_ways.every(precision)
+    for name in names:
+        if name not in comm_ways.NAMES:
+            raise UserError(f"--engines {name!r}: no such engine; all, or some of {', '.join(comm_ways.NAMES)}")
+    return tuple(names)
 
 
 def find_mpi(world: World) -> "tuple[MPI.Intracomm | None, str]":
@@ -174,6 +205,9 @@ def _words(args: argparse.Namespace, rows: Path) -> list[str]:
     words = ["bench", "comm", "--json", str(rows), "--repeats", str(args.repeats), "--model", args.model]
     words += ["--clips", str(args.clips), "--precision", args.precision]
     words += ["--quick"] if args.quick else []
+    words += ["--steps", str(args.steps)] if args.steps else []
+    words += ["--no-mpi"] if args.no_mpi else []
+    words += ["--engines", *args.engines] if args.engines else []
     words += ["--part", args.part] if args.part else []
     words += ["--profile", str(args.profile)] if args.profile else []
     return [*words, *(["--sizes", *map(str, args.sizes)] if args.sizes else [])]

@@ -1,34 +1,26 @@
-"""DeepSpeed's stages 0 and 1, with and without `overlap_comm`, beside plain DDP: one training step of the same network
-on every rank, and how much of it is communication.
+"""DeepSpeed's stages beside plain DDP: one training step of the same network on every rank, how much of it is
+communication, and what else an engine costs (comm_checks.py). comm_ways.py has the engines.
 """
 
 import contextlib
-import copy
 import logging
+import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
+from mmsada_hpc.bench.comm_checks import Checks, Reference, check, held_bytes
+from mmsada_hpc.bench.comm_ways import PLAIN, SILENT, Maker, Net, Way
 from mmsada_hpc.bench.rows import SHOWN, Report, Row, interleaved, row
 from mmsada_hpc.cluster.world import World
-from mmsada_hpc.config import TrainConfig
-from mmsada_hpc.data.layout import BatchLayout
-from mmsada_hpc.model.streams import MultiStream, use_ndhwc_weights
-from mmsada_hpc.train.engine import deepspeed_config
-
-PLAIN = "DDP"
-SILENT = "DDP without communication"
-_LR, _MOMENTUM = 1e-6, 0.9
-_STAGES: tuple[Literal[0], Literal[1]] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,53 +48,52 @@ class Plan:
     steps: int
     """A repeat is so many steps."""
     repeats: int
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One way to train, ready to step."""
-
-    step: Callable[[], None]
-    close: Callable[[], None]
-    gradients: str
-    """What they travel in."""
-    memory_format: str
-
-
-class _Net(nn.Module):
-    """Both streams, and a number to differentiate: every parameter of theirs has a gradient."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__()
-        self.network = MultiStream(width=plan.shape.width, group_size=plan.clips, test_statistics="mixture")
-
-    def forward(self, rgb_NTHWC: Tensor, flow_NTHWC: Tensor) -> Tensor:
-        features = self.network({"rgb": rgb_NTHWC, "flow": flow_NTHWC})
-        return torch.stack([x_ND.float().square().mean() for x_ND in features.values()]).sum()
+    engines: Sequence[str]
+    """Of `comm_ways.NAMES`; what they are compared with is measured in any case."""
 
 
 def bench_engines(world: World, plan: Plan, report: Report, *, device: str, hosts: int) -> None:
     """Measure all of them, alternately; rank 0 reports. Call it on every rank."""
     torch.manual_seed(0)
-    net = _Net(plan).to(device)
-    clips = tuple(_clips(plan, channels, device) for channels in (3, 2))
+    net = Net(width=plan.shape.width, group_size=plan.clips).to(device)
+    maker = Maker(net, _clips(plan, world.rank, device), plan.precision, world)
     with _quiet():
-        engines = {name: make() for name, make in _ways(net, clips, plan, world).items()}
-        for engine in engines.values():
-            engine.step()  # warm
-        seconds = interleaved({n: partial(_time, e, plan.steps) for n, e in engines.items()}, plan.repeats)
-        report.profile(engines[PLAIN].step, name="engines")
+        reference = _reference(maker, plan, device) if world.rank == 0 else None
+        for name in (PLAIN, *[n for n in plan.engines if n.startswith("DeepSpeed")][:1]):
+            warm = maker.make(name)  # what is set up once in a process is of no engine
+            warm.step()
+            warm.close()
+        ways, checks = dict[str, Way](), dict[str, Checks]()
+        for name in dict.fromkeys((PLAIN, SILENT, *plan.engines)):
+            before = held_bytes()
+            ways[name] = maker.make(name)
+            checks[name] = check(ways[name], world, reference, held_before=before)
+        seconds = interleaved({n: partial(_time, way, plan.steps) for n, way in ways.items()}, plan.repeats)
+        report.profile(ways[PLAIN].step, name="engines")
     slowest = {name: _slowest(values) for name, values in seconds.items()}
     if world.rank == 0:
         team = f"{world.size} ranks on {hosts} node{'s' * (hosts > 1)}"
-        for one in rows_of(slowest, engines, plan, team=team, gradients=sum(p.numel() for p in net.parameters())):
+        parameters = sum(p.numel() for p in net.parameters())
+        for one in rows_of(slowest, ways, checks, plan, team=team, parameters=parameters):
             report.add(one)
-    for engine in engines.values():
-        engine.close()
+    for way in ways.values():
+        way.close()
+
+
+def _reference(maker: Maker, plan: Plan, device: str) -> Reference:
+    """One process that sees the clips of all ranks, in the ranks' batch-norm groups."""
+    of_ranks = [_clips(plan, rank, device) for rank in range(maker.world.size)]
+    return Reference(maker.alone([torch.cat(parts) for parts in zip(*of_ranks, strict=True)]))
 
 
 def rows_of(
-    seconds: dict[str, list[float]], engines: dict[str, Engine], plan: Plan, *, team: str, gradients: int
+    seconds: Mapping[str, list[float]],
+    ways: Mapping[str, Way],
+    checks: Mapping[str, Checks],
+    plan: Plan,
+    *,
+    team: str,
+    parameters: int,
 ) -> list[Row]:
     """Milliseconds a step, plain DDP first; beside each, what of it a step without communication does not take."""
     shape, rows = plan.shape, list[Row]()
@@ -110,15 +101,18 @@ def rows_of(
     for name, values in seconds.items():
         ms = [1000 * value for value in values]
         exposed = statistics.median(ms) - 1000 * statistics.median(seconds[SILENT])
-        bytes_each = 2 if engines[name].gradients == "bf16" else 4
+        bytes_each = 2 if ways[name].gradients == "bf16" else 4
         details = {
             "engine": name,
             "width": shape.width,
             "clips_per_rank": plan.clips,
+            "precision": plan.precision,
             "team": team,
-            "gradients": engines[name].gradients,
-            "gradient_MB": gradients * bytes_each / 1e6,
-            "memory_format": engines[name].memory_format,
+            "gradients": ways[name].gradients,
+            "gradient_MB": parameters * bytes_each / 1e6,
+            "memory_format": ways[name].memory_format,
+            "interface": os.environ.get("GLOO_SOCKET_IFNAME", "the host name's interface"),
+            **checks[name].details(),
             "exposed_ms": exposed,
             **({} if name == SILENT else {SHOWN: f"{exposed:+.3g} ms exposed"}),
         }
@@ -129,77 +123,20 @@ def rows_of(
     return rows
 
 
-def _ways(net: _Net, clips: Sequence[Tensor], plan: Plan, world: World) -> dict[str, Callable[[], Engine]]:
-    found: dict[str, Callable[[], Engine]] = {
-        PLAIN: lambda: _ddp(net, clips, plan),
-        SILENT: lambda: _ddp(net, clips, plan, silent=True),
-        "DDP contiguous": lambda: _ddp(net, clips, plan, ndhwc=False),
-    }
-    for stage in _STAGES:
-        for overlap in (False, True):
-            name = f"DeepSpeed stage {stage}{' overlap' * overlap}"
-            found[name] = partial(_deepspeed, net, clips, plan, world, stage=stage, overlap=overlap)
-    return found
+def _clips(plan: Plan, rank: int, device: str) -> tuple[Tensor, Tensor]:
+    """RGB and flow of one rank, `(clips, T, H, W, 3 and 2)` in -1 ... 1; every rank's are others."""
+    shape, generator = plan.shape, torch.Generator().manual_seed(rank)
+    sizes = [(plan.clips, shape.frames, shape.side, shape.side, channels) for channels in (3, 2)]
+    rgb_NTHWC, flow_NTHWC = (torch.rand(size, generator=generator).to(device) * 2 - 1 for size in sizes)
+    return rgb_NTHWC, flow_NTHWC
 
 
-def _ddp(net: _Net, clips: Sequence[Tensor], plan: Plan, *, ndhwc: bool = True, silent: bool = False) -> Engine:
-    """As the plain engine of training wraps it; `silent` keeps the gradients on their ranks."""
-    module = copy.deepcopy(net)
-    if ndhwc:
-        use_ndhwc_weights(module)
-    device = next(module.parameters()).device
-    ddp = DistributedDataParallel(
-        module, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
-    optimizer = torch.optim.SGD(module.parameters(), lr=_LR, momentum=_MOMENTUM)
-
-    def step() -> None:
-        with ddp.no_sync() if silent else contextlib.nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-                loss = ddp(*clips)
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return Engine(step, lambda: None, "fp32", "ndhwc" if ndhwc else "contiguous")
-
-
-def _deepspeed(
-    net: _Net, clips: Sequence[Tensor], plan: Plan, world: World, *, stage: Literal[0, 1], overlap: bool
-) -> Engine:
-    """With the settings of training, but for the overlap. Weights keep their layout at stage 1 (law 4)."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute, and serves inference alone
-    module = copy.deepcopy(net)
-    train = TrainConfig(zero_stage=stage, precision=plan.precision)  # type: ignore[call-arg]  # defaults from Field
-    layout = BatchLayout(plan.clips * world.size, plan.clips, 1, world.size, plan.clips, 1, "mixed")
-    settings = deepspeed_config(train, layout)
-    settings["zero_optimization"] = {**settings["zero_optimization"], "overlap_comm": overlap}
-    optimizer = torch.optim.SGD(module.parameters(), lr=_LR, momentum=_MOMENTUM)
-    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
-    if stage == 0:
-        use_ndhwc_weights(module)
-
-    def step() -> None:
-        engine.backward(engine(*clips))
-        engine.step()
-
-    form = "ndhwc" if stage == 0 else "contiguous"
-    return Engine(step, engine.destroy, str(settings["communication_data_type"]), form)
-
-
-def _clips(plan: Plan, channels: int, device: str) -> Tensor:
-    shape = plan.shape
-    return torch.rand(plan.clips, shape.frames, shape.side, shape.side, channels, device=device) * 2 - 1
-
-
-def _time(engine: Engine, steps: int) -> float:
+def _time(way: Way, steps: int) -> float:
     """Seconds of a step; all ranks begin together."""
     dist.barrier()
     begin = time.perf_counter()
     for _ in range(steps):
-        engine.step()
+        way.step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.perf_counter() - begin) / steps

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET_BYTES = 4 << 20
-"""Of a message. Small enough that the first leaves early and little is left at the end, large enough that a message's
-fixed cost does not show (docs/scaling.md has the sizes that were tried).
+BUCKET_BYTES = 1 << 20
+"""Of a message: small enough that the first leaves early and little is left at the end, large enough that its fixed
+cost does not show. Of 0.25 to 25 MiB this exposed the least, or nearly, on all links that were tried (gloo, 2 and 4
+ranks, 1 and 2 Gbit/s): of two I3Ds' 98 MB at 2 Gbit/s, beside a backward of 800 ms, 38 ms of the 762 ms after it.
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mmsada_hpc.bench.comm import parse_size, run_group
+from mmsada_hpc.bench.comm import find_engines, parse_size, run_group
 from mmsada_hpc.bench.comm_reduce import Team, Times, make_teams, rows_of, words_of
 from mmsada_hpc.cli import main
 from tests.train.ranks import free_port
@@ -107,21 +107,48 @@ def test_engines_are_compared_with_plain_ddp(tmp_path: Path) -> None:
     rows = {row["details"]["engine"]: row for row in rows_in(path.read_text())}
     assert list(rows) == [
         "DDP",
-        "DDP without communication",
+        "no communication",
         "DDP contiguous",
         "DeepSpeed stage 0",
         "DeepSpeed stage 0 overlap",
         "DeepSpeed stage 1",
         "DeepSpeed stage 1 overlap",
+        "DeepSpeed stage 2",
     ]
     assert {row["baseline"] for name, row in rows.items() if name != "DDP"} == {rows["DDP"]["name"]}
     assert rows["DDP"]["details"]["gradient_MB"] == 2 * rows["DeepSpeed stage 1"]["details"]["gradient_MB"]
     assert rows["DeepSpeed stage 1"]["details"]["memory_format"] == "contiguous"
+    details = {name: row["details"] for name, row in rows.items()}
+    for name, one in details.items():
+        is_right = one["update_difference"] < 0.02
+        assert is_right == (name != "no communication"), "an update without communication is another one"
+        assert one["held_MB"] > one["optimizer_MB"] > 0
+    # What two ranks send of an all-reduce is the message; ZeRO sends the half of the weights that is its own, too.
+    weights_MB = details["DDP"]["gradient_MB"]
+    expected = {"DDP": weights_MB, "DeepSpeed stage 0 overlap": weights_MB / 2, "DeepSpeed stage 2": weights_MB}
+    for name, sent_MB in expected.items():
+        # Others may send over this machine's loopback meanwhile.
+        assert details[name]["sent_MB"] > 0.98 * sent_MB, name
     assert "gloo:all_reduce" in trace.with_name("trace.engines.rank0.json").read_text()
 
 
+def test_engines_are_named_with_what_their_gradients_travel_in() -> None:
+    assert find_engines(None, "fp32")[:2] == ("DDP", "no communication")
+    every = find_engines(["all"], "fp32")
+    assert len(set(every)) == len(every)
+    assert {"DDP bf16 gradients", "DDP PowerSGD", "DeepSpeed stage 2 bf16 gradients"} < set(every)
+    assert "DeepSpeed stage 0 fp32 gradients" not in every, "that is DeepSpeed stage 0"
+    assert "DeepSpeed stage 0 fp32 gradients" in find_engines(["all"], "bf16")
+
+
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--ranks", "1"], "--ranks must be at least 2"), (["--clips", "0"], "--clips")]
+    ("words", "message"),
+    [
+        (["--ranks", "1"], "--ranks must be at least 2"),
+        (["--clips", "0"], "--clips"),
+        (["--steps", "0"], "--steps"),
+        (["--engines", "Horovod"], "'Horovod': no such engine"),
+    ],
 )
 def test_a_wrong_option_is_told_before_ranks_are_started(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
