@@ -168,16 +168,6 @@ class Cluster:
         """Processes on the node, without the one that holds its namespaces."""
         return [pid for pid in network.pids(node) if pid != self.holders[node]]
 
-    def shape(self, node: str, *, rate: str | None = None, delay: str | None = None) -> None:
-        """Limit the node's link both ways, as `tc netem` does (`rate="10mbit"`, `delay="50ms"`); neither: no limit."""
-        link = self.names.link(node)
-        limits = [*(("delay", delay) if delay else ()), *(("rate", rate) if rate else ())]
-        for namespace, device in (([], link), (["-n", node], "eth0")):
-            with contextlib.suppress(ClusterError):  # there was no limit
-                run(["tc", *namespace, "qdisc", "delete", "dev", device, "root"])
-            if limits:
-                run(["tc", *namespace, "qdisc", "add", "dev", device, "root", "netem", *limits])
-
     @contextlib.contextmanager
     def small_disk(self, megabytes: int) -> Iterator[Path]:
         """A folder on a disk of that size (in memory), seen here and by every node, gone afterwards."""
@@ -203,9 +193,11 @@ class Cluster:
         Raises:
             ClusterError: a node does not come back; gives its state.
         """
+        from tests.cluster import links  # which needs this class
+
+        links.clear(self)
         for node in self.nodes:
             self.reconnect(node)
-            self.shape(node)
             if "slurmd" not in map(command_name, self.pids(node)):
                 self.start_slurmd(node)
 
