@@ -120,6 +120,12 @@ def _bench() -> tuple[Callable[[Parser], None], Run]:
     return command.add_arguments, command.run
 
 
+def _scale() -> tuple[Callable[[Parser], None], Run]:
+    from mmsada_hpc.scaling import command
+
+    return command.add_arguments, command.run
+
+
 def _demo_data() -> tuple[Callable[[Parser], None], Run]:
     from mmsada_hpc.data import demo
 
@@ -172,6 +178,7 @@ COMMANDS = {
     "resume": Command("go on with a run that was stopped, cancelled or failed, also on other nodes", _resume),
     "table": Command("methods by shift, the losses' ablation, single streams: mean and spread over seeds", _table),
     "bench": Command("what things cost, beside the plain alternative", _bench),
+    "scale": Command("studies of large batches: plan, run and report them, and forecast more nodes", _scale),
     "doctor": Command("is this host, or every node, fit to train: each line ok, warn or fail with what to do", _doctor),
     "report": Command("one HTML page about one or more runs", _report),
 }

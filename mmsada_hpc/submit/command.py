@@ -31,6 +31,7 @@ _WORDS = {
     "cancel": "mmsada_hpc.jobs.cancel",
     "resume": "mmsada_hpc.submit.resume",
     "bench": "mmsada_hpc.submit.bench",
+    "scale": "mmsada_hpc.scaling.command",
 }
 _NUMBERS = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node")
 _FLAGS = {
@@ -52,6 +53,7 @@ submit.py logs RUN [-f]       what rank 0 prints
 submit.py cancel RUN          stop it, for good
 submit.py resume RUN          go on from the last checkpoint, also on another number of nodes
 submit.py bench --nodes N NAME  a benchmark on every rank of a job
+submit.py scale run STUDY     the cells of a study, an array for each number of nodes
 Each of them, and this, has --help; `mmsada WORD` is the same.
 """
 

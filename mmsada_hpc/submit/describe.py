@@ -84,7 +84,7 @@ def _estimate(config: Config, profile: Profile, layout: BatchLayout) -> list[str
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
-        "momentum": memory.momentum,
+        "momentum and squares" if config.train.optimizer in ("lamb", "adamw") else "momentum": memory.momentum,
         f"activations of {layout.micro_batch} clips": memory.activations,
     }
     listed = " + ".join(f"{name} {_bytes(size)}" for name, size in parts.items())

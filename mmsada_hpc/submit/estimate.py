@@ -19,6 +19,7 @@ from mmsada_hpc.observe.runs import RESULT_FILE
 from mmsada_hpc.schedule import stage_schedule
 from mmsada_hpc.submit.run_folder import CONFIG_FILE
 from mmsada_hpc.train.module import TrainModule
+from mmsada_hpc.train.optimizers import SLOTS
 
 _FLOAT_BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
 _MOST_RUNS = 500
@@ -44,6 +45,7 @@ class Memory:
     parameters: float
     gradients: float
     momentum: float
+    """And the averages of squares that LAMB and AdamW keep beside it."""
     activations: float
 
     @property
@@ -90,10 +92,11 @@ def _cost(config_json: str, num_classes: int) -> Cost:
 
 
 def memory_of(config: Config, cost: Cost, layout: BatchLayout) -> Memory:
-    """Of training with momentum, sharded as ZeRO does; without what libraries and the loader take."""
+    """Of training with the optimiser's state, sharded as ZeRO does; without what libraries and the loader take."""
     train, size = config.train, _FLOAT_BYTES[config.train.precision]
     share = [layout.world_size if train.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     parameters, gradients, momentum = (cost.parameters * size / ranks for ranks in share)
+    momentum *= sum(slot != "step" for slot in SLOTS[train.optimizer])
     # under autocast what is kept is mostly bf16
     wide = {"fp32": 1.0, "bf16": 0.5, "fp64": 2.0}[train.precision]
     return Memory(parameters, gradients, momentum, cost.kept_bytes * wide * layout.micro_batch)
