@@ -15,8 +15,6 @@ from mmsada_hpc.scaling.cells import Cell
 
 _CLASSES = 8
 """EPIC's verbs, where there is no store to ask."""
-_TWO_MOMENTS = ("lamb", "adamw")
-"""Optimisers that keep two numbers for each parameter."""
 
 
 def profile_for(cluster: str, nodes: int, tasks_per_node: int) -> Profile:
@@ -95,8 +93,7 @@ def _check_memory(config: Config, layout: BatchLayout, profile: Profile) -> None
 
     classes = read_json(config.data.store / MANIFEST).get("classes") if config.data.store is not None else None
     memory = memory_of(config, cost_of(config, num_classes=len(classes or range(_CLASSES))), layout)
-    moments = memory.momentum if config.train.optimizer in _TWO_MOMENTS else 0.0
-    wanted = profile.tasks_per_node * (memory.total + moments) / 2**30
+    wanted = profile.tasks_per_node * memory.total / 2**30
     if wanted > profile.mem_gb:
         raise UserError(
             f"micro-batch {layout.micro_batch} needs about {wanted:.0f} GiB on a node of {profile.mem_gb:g} GB "

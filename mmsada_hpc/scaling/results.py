@@ -18,6 +18,8 @@ from mmsada_hpc.scaling.cells import Cell, Study
 WARM_UP = 3
 """First updates of a stage that no speed is taken from (at most half of the stage): they connect and allocate."""
 
+_WHY = {"begun": "begun, not finished", "new": "not begun"}
+
 Row = Mapping[str, Any]
 
 
@@ -170,7 +172,7 @@ def read_results(study: Study) -> Results:
         if cell.refused is not None:
             missing.append(Missing(cell, f"refused: {cell.refused}", is_refused=True))
         else:
-            missing.append(Missing(cell, "begun, not finished" if cell.run.is_begun else "not begun"))
+            missing.append(Missing(cell, _WHY[cell.state] if cell.diverged is None else f"diverged: {cell.diverged}"))
     if not finished:
         unreadable = next((f" ({one.why})" for one in missing if one.is_unreadable), "")
         raise UserError(

@@ -75,6 +75,13 @@ def test_zero_shards_what_it_says() -> None:
             assert getattr(memory, part) == (size if part in whole.split() else size / 4), (stage, part)
 
 
+@pytest.mark.parametrize(("optimizer", "tensors"), [("sgd", 1), ("lars", 1), ("lamb", 2), ("adamw", 2)])
+def test_lamb_and_adamw_keep_two_tensors_a_parameter(optimizer: str, tensors: int) -> None:
+    settings = config("train.global_batch=64", f"train.optimizer={optimizer}")
+    cost = cost_of(settings, num_classes=8)
+    assert memory_of(settings, cost, batch_layout(settings, 4)).momentum == tensors * 4 * cost.parameters
+
+
 def test_the_ramp_is_that_of_the_method() -> None:
     released = load_config(None)
     ramp = ramp_of(released, num_classes=8)
