@@ -189,6 +189,17 @@ def test_rows_stand_in_for_public_figures(tmp_path: Path) -> None:
     assert "compute: not measured" not in told and "between: not measured" in told and "64 cores" in told
 
 
+def test_only_the_links_that_were_measured_stand_in(tmp_path: Path) -> None:
+    lines = [all_reduce(1 << k, ["a", "a"], Network(FREE, LINK)) for k in (15, 20, 25)]
+    path, base = written(tmp_path / "r.jsonl", lines), known_hardware(read_hardware(H100))
+    found = known_of(read_all([path]), base)
+    assert found.best.network.between == base.best.network.between
+    assert found.best.network.inside.latency_s == pytest.approx(LINK.latency_s, rel=0.02)
+    alone = known_of(read_all([path, written(tmp_path / "s.jsonl", [step_row(4, 2.0)])]), None)
+    assert alone.best.network.between == alone.best.network.inside
+    assert "no others were measured" in "\n".join(alone.sources)
+
+
 def test_what_was_not_measured_is_marked_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "predict", "--hardware", "h100_ib", "--nodes", "1", "4096"]) == 0
     said = capsys.readouterr().out

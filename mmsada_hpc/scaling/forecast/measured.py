@@ -47,6 +47,14 @@ class Links:
     best: Network
     draws: Sequence[Network]
     source: str
+    measured: tuple[str, ...]
+    """Of `inside` and `between`; the class that was not has the other's figures."""
+
+    def over(self, base: Network, ours: Network) -> Network:
+        """`base` with those classes of `ours` that were measured."""
+        if len(self.measured) == 2:
+            return ours
+        return replace(base, **{name: getattr(ours, name) for name in self.measured})
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,14 @@ def known_of(rows: Sequence[Measured], base: Known | None, *, cores: int | None 
         UserError: neither has what a forecast needs; names the benchmark.
     """
     links, compute, loader = links_of(rows, seed=seed), compute_of(rows), loader_of(rows, cores=cores)
-    if base is None:
-        base = _from_rows_alone(links, compute)
-    found, rng = base, np.random.default_rng(seed)
+    found, rng = base or _from_rows_alone(links, compute), np.random.default_rng(seed)
     if links is not None:
-        several = [replace(one, network=links.draws[k % DRAWS]) for k, one in enumerate(found.draws)]
-        found = _with(found, replace(found.best, network=links.best), several, ("inside", "between"), links.source)
+        best = links.over(base.best.network, links.best) if base else links.best
+        several = [
+            replace(one, network=links.over(one.network, ours) if base else ours)
+            for one, ours in zip(found.draws, links.draws, strict=True)
+        ]
+        found = _with(found, replace(found.best, network=best), several, links.measured, links.source)
     if compute is not None:
         of, spread, source = compute
         factors = np.exp(spread * rng.standard_normal(len(found.draws)))
@@ -146,7 +156,9 @@ def fit_links(reduced: Sequence[Reduced], way: str, *, seed: int = 0) -> Links:
             f"--rows: all-reduce of {sizes} message size by {way} is too few to tell latency from bandwidth; "
             "run `mmsada bench comm --part all-reduce --json FILE` with its own sizes"
         )
-    several = any(one.team.per_node > 1 for one in reduced) and any(one.team.nodes > 1 for one in reduced)
+    inside, between = (any(getattr(one.team, name) > 1 for one in reduced) for name in ("per_node", "nodes"))
+    classes = (*(["inside"] if inside else []), *(["between"] if between else []))
+    several = len(classes) == 2
     algorithm: Algorithm = "gloo" if way == "gloo" else "auto"
 
     def network(values: Array) -> Network:
@@ -163,12 +175,10 @@ def fit_links(reduced: Sequence[Reduced], way: str, *, seed: int = 0) -> Links:
     draws = [network(values * factor) for values, factor in zip(found.draw(DRAWS, rng), wobble, strict=True)]
     shapes = " and ".join(dict.fromkeys(_words(one.team) for one in reduced))
     error = f"{100 * found.residual:.0f} % about the fit"
-    parts = f"{_told(network(found.values).between)} between nodes"
-    if several:
-        parts += f", {_told(network(found.values).inside)} inside"
-    return Links(
-        network(found.values), draws, f"links: {parts}: {len(reduced)} all-reduces by {way} on {shapes}, {error}"
-    )
+    best = network(found.values)
+    parts = ", ".join(f"{name} {_told(getattr(best, name))}" for name in classes)
+    source = f"links: {parts}: {len(reduced)} all-reduces by {way} on {shapes}, {error}"
+    return Links(best, draws, source if several else f"{source}; no others were measured", classes)
 
 
 def _words(team: Team) -> str:
@@ -177,7 +187,7 @@ def _words(team: Team) -> str:
 
 def _told(link: Link) -> str:
     rate = f"{1e-9 / link.per_byte:.3g} GB/s" if link != FREE and link.per_byte else "no limit"
-    return f"{1e6 * link.latency_s:.3g} us, {rate}"
+    return f"{1e6 * link.latency_s:,.0f} us and {rate}"
 
 
 def compute_of(rows: Sequence[Measured]) -> tuple[Compute, float, str] | None:
