@@ -96,11 +96,14 @@ def load_state(
     train: TrainConfig,
     state: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `state_of` gave, on the parameters' devices and in their layout."""
+    """Put back what `state_of` gave, on the parameters' devices and in their layout: the norm of LAMB's update is a sum
+    in the order of memory, so another layout would be another last bit.
+    """
     for name, parameter in named.items():
         for slot in SLOTS[train.optimizer]:
             value = state[_key(name, slot)]
-            optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter)
+            place = value if slot == "step" else parameter.detach()
+            optimizer.state[parameter][slot] = torch.empty_like(place).copy_(value)
 
 
 def keys(named: Mapping[str, nn.Parameter], train: TrainConfig) -> set[str]:

@@ -147,6 +147,20 @@ def test_an_optimiser_goes_on_from_a_file_bit_for_bit(name: str, tmp_path: Path)
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["sgd", "lars", "lamb", "adamw"])
+def test_state_from_a_checkpoint_takes_the_layout_of_its_parameter(name: str) -> None:
+    """Checkpoints are contiguous, the weights of a run are not, and a norm is a sum in the order of memory."""
+    module, train = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d), train_config(optimizer=name)  # type: ignore[call-overload]
+    named = dict(module.named_parameters())
+    optimizer = make_optimizer(module, train)
+    take_step(module, optimizer, 0)
+    saved = {key: value.clone().contiguous() for key, value in state_of(optimizer, named, train).items()}
+    load_state(optimizer, named, train, saved)
+    for key, value in state_of(optimizer, named, train).items():
+        assert torch.equal(value, saved[key])
+        assert value.ndim == 0 or value.stride() == named[key.partition("/")[0]].stride(), key
+
+
 def take_step(module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     set_rate(optimizer, RATES[step % 2])

@@ -4,7 +4,7 @@ Read from train/engine.py, train/overlap.py, torch's DistributedDataParallel and
 runtime/zero/stage_1_and_2.py):
 
 - plain DDP cuts the gradients, in the order of the backward, into buckets of 25 MiB after a first of 1 MiB;
-- stage 0 all-reduces one flat message after the backward; with `train.overlap` messages of 4 MiB during it;
+- stage 0 all-reduces one flat message after the backward; with `train.overlap` messages of `BUCKET_BYTES` during it;
 - stages 1 and 2 fill buckets of 5e8 numbers, more than there are here, so that both all-reduce one message after the
   backward, whatever `overlap_comm` says (`use_multi_rank_bucket_allreduce`: there is no reduce-scatter); after the
   update they gather the fp32 weights. The all-reduce of one number for the norm is left out.

@@ -16,7 +16,8 @@ from mmsada_hpc.scaling.forecast.stragglers import expected_maximum
 
 _LAYERS = 50
 """Gradients come at an even pace through the backward, so many equal ones: of these networks none is published."""
-# One way; what NCCL reaches of it. Latencies as in NCCL's tuning table.
+# One way; what NCCL reaches of it: of an H100 as in configs/hardware/h100_ib.yaml, of an A100 about as much of its 300
+# GB/s [unverified]. Latencies as in NCCL's tuning table.
 _A100 = Link(3.4e-6, 1 / 230e9)
 _H100 = Link(3.4e-6, 1 / 376e9)
 _TOLERANCE = 0.02
