@@ -116,6 +116,16 @@ def test_messages_wait_for_those_before_them() -> None:
     assert found.shown_s == pytest.approx(0.5)
 
 
+def test_two_messages_of_gloo_wait_for_their_delays_together_and_share_the_link() -> None:
+    three = [Message(1, 0.0)] * 3
+    delays = Network(Link(1.0, 0.0), algorithm="gloo")
+    alone_s = delays.all_reduce_s(1, Team(2))
+    assert exposed(three, delays, Team(2), backward_s=0.0).shown_s == pytest.approx(2 * alone_s)
+    bytes_only = Network(Link(0.0, 1.0), algorithm="gloo")
+    alone_s = bytes_only.all_reduce_s(1, Team(2))
+    assert exposed(three, bytes_only, Team(2), backward_s=0.0).shown_s == pytest.approx(3 * alone_s)
+
+
 def test_processors_share_hides_nowhere() -> None:
     network = Network(Link(0.0, 1e-8, host_s_per_byte=1e-9), algorithm="ring")
     found = exposed([Message(4 * MB, 0.0)], network, Team(2), backward_s=100.0)

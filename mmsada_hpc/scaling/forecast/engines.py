@@ -125,7 +125,7 @@ class Exchange:
 def exposed(
     messages: Sequence[Message], network: Network, team: Team, *, backward_s: float, agreement_bytes: float = 0
 ) -> Exchange:
-    """What a step shows of its messages, which go out one after another as they become ready.
+    """What a step shows of its messages, which go out in their order as they become ready.
 
     What the ranks' own processors do for them (`Link.host_s_per_byte`) makes the backward as much longer.
 
@@ -137,12 +137,29 @@ def exposed(
     costs = [_cost_s(one, network, team) for one in messages]
     early = [k for k, one in enumerate(messages) if one.ready < 1]
     longer_s = sum(costs[k] - _cost_s(messages[k], wire, team) for k in early)
-    stretched_s, end_s = backward_s + longer_s, 0.0
-    for one, cost_s in zip(messages, costs, strict=True):
-        end_s = max(end_s, one.ready * stretched_s) + cost_s
+    stretched_s = backward_s + longer_s
+    end_s = _last_end_s(messages, costs, network, team, backward_s=stretched_s)
     shown_s = max(end_s, stretched_s) - backward_s if messages else 0.0
     agreed_s = network.all_reduce_s(agreement_bytes, team) if agreement_bytes else 0.0
     return Exchange(sum(costs) + agreed_s, max(0.0, shown_s) + agreed_s)
+
+
+def _last_end_s(
+    messages: Sequence[Message], costs: Sequence[float], network: Network, team: Team, *, backward_s: float
+) -> float:
+    """When the last message is done. Those that are under way together share the link, so that only what a message
+    waits for is hidden behind another.
+    """
+    free = network.instant()
+    ends, sent_s = list[float](), 0.0
+    for k, (one, cost_s) in enumerate(zip(messages, costs, strict=True)):
+        begin_s = one.ready * backward_s
+        if k >= network.in_flight:
+            begin_s = max(begin_s, ends[k - network.in_flight])
+        bytes_s = _cost_s(one, free, team)
+        sent_s = max(sent_s, begin_s) + bytes_s
+        ends.append(sent_s + cost_s - bytes_s)
+    return max(ends, default=0.0)
 
 
 def _cost_s(one: Message, network: Network, team: Team) -> float:

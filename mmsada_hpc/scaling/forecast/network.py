@@ -137,6 +137,15 @@ class Network:
         levels = pass_s(size, team.nodes, self.between) + pass_s(size, team.per_node, self.inside)
         return min(flat, levels) if self.algorithm in ("auto", "hierarchical") else flat
 
+    @property
+    def in_flight(self) -> int:
+        """Messages under way at once: torch's group of gloo has two threads, NCCL's one stream."""
+        return 2 if self.algorithm == "gloo" else 1
+
+    def instant(self) -> "Network":
+        """The same without latency."""
+        return self.scaled(latency=0.0)
+
     def without_host(self) -> "Network":
         """The links alone."""
         return replace(
