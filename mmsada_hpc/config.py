@@ -335,6 +335,11 @@ def _check_together(config: Config) -> None:
             f"data.source and data.target both name {', '.join(sorted(shared))}: a target domain has no labels in "
             f"training"
         )
+    if config.eval.checkpoints and train.lengths == "samples" and train.global_batch != train.base_batch:
+        raise UserError(
+            f"eval.checkpoints names steps of batch {train.base_batch}, and with train.lengths=samples batch "
+            f"{train.global_batch} has others: use eval.checkpoints=[]"
+        )
     last = stage_schedule(train, 2).steps
     bad = [s for s in config.eval.checkpoints if not 0 < s <= last]
     if bad:

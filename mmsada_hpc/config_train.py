@@ -1,6 +1,6 @@
 """The `train` section of the config: engine, batch, optimiser, rates and lengths."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,9 @@ class Section(BaseModel):
     """A part of the config: frozen, without unknown keys, each field told in a line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageConfig(Section):
@@ -83,7 +86,7 @@ class TrainConfig(Section):
     """Of SGD and LARS."""
     nesterov: bool = False
     """SGD and LARS: Nesterov's form of momentum; as released without."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """LAMB and AdamW: decay of the averages of gradients and of their squares."""
     trust_coefficient: float = Field(0.001, gt=0)
     """LARS: a layer's rate is this times the ratio of the norms of its weights and of its gradient."""

@@ -145,6 +145,12 @@ def test_ddp_begins_with_a_small_message() -> None:
     assert sizes == [(4 * MB, 0.25), (12 * MB, 1.0)]
 
 
+def test_ddp_cuts_by_fp32_weights_whatever_gradients_travel_in() -> None:
+    whole, halved = (find_engine(f"DDP{words}").messages(GRADIENTS) for words in ("", " bf16 gradients"))
+    assert [one.ready for one in halved] == [one.ready for one in whole]
+    assert [2 * one.size for one in halved] == [one.size for one in whole]
+
+
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(UserError, match="'ZeRO 9': no such engine; one of DDP, "):
         find_engine("ZeRO 9")

@@ -12,7 +12,7 @@ runtime/zero/stage_1_and_2.py):
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mmsada_hpc.errors import UserError
@@ -77,9 +77,11 @@ class Engine:
         if self.name == SILENT:
             return []
         each, elements = _BYTES[self.gradients], sum(one.elements for one in gradients)
-        if self.overlaps:
-            limits = (BUCKET_BYTES,) if self.name == OVERLAPPED else (_DDP_FIRST, _DDP_BUCKET)
-            return _buckets(gradients, each, limits)
+        if self.name == OVERLAPPED:
+            return _buckets(gradients, each, (BUCKET_BYTES,))
+        if self.overlaps:  # DDP cuts by the fp32 weights, and its hook then makes each message shorter
+            cut = _buckets(gradients, 4, (_DDP_FIRST, _DDP_BUCKET))
+            return [replace(one, size=one.size * each / 4) for one in cut]
         found = [Message(each * elements, 1.0)]
         return found if self.name == "DeepSpeed stage 0" else [*found, Message(4 * elements, 1.0, gathers=True)]
 
