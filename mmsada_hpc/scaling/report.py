@@ -9,6 +9,7 @@ from pathlib import Path
 from mmsada_hpc.data.shards import writing
 from mmsada_hpc.durable import write_atomically
 from mmsada_hpc.observe.wording import percent
+from mmsada_hpc.errors import UserError
 from mmsada_hpc.scaling.drawing import Picture, need_matplotlib, style, write
 from mmsada_hpc.scaling.figures import accuracy_picture, cost_pictures, noise_picture, reach_pictures
 from mmsada_hpc.scaling.figures_speed import scaling_picture, step_picture
@@ -125,11 +126,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name")
 
 
+def _check_set(results: Results, name: str) -> None:
+    scored = sorted({one for cell in results.finished for one in cell.accuracy})
+    if scored and name not in scored:
+        raise UserError(f"--set {name}: no finished cell has scored it; they have {', '.join(scored)}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its table and where it is."""
     need_matplotlib()
     study = read_study(args.study, args.overrides, only=args.only)
     results = read_results(study)
+    _check_set(results, args.set)
     asked = question(results, args.set, args.accuracy)
     page, *others = write_report(results, asked, (args.out or study.folder) / FOLDER)
     text = terminal(results, asked)

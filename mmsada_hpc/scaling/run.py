@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 from mmsada_hpc.cluster.profile import Profile
 from mmsada_hpc.cluster.queue import only_submitter
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run or not grids:
         print("\n".join(_would(grids, profiles)) or "nothing to run")
         return 0
-    _check_stores(study)
+    _check_stores(grids.values())
     with only_submitter([study.folder], patience_s=1.0):
         return _run(study, grids, profiles, parallel=args.parallel)
 
@@ -96,9 +97,9 @@ def _what(grid: Grid, profile: Profile) -> str:
     return f"an array of {len(grid.runs)} cells, each on {ranks}"
 
 
-def _check_stores(study: Study) -> None:
+def _check_stores(grids: Iterable[Grid]) -> None:
     """Now rather than after hours in a queue."""
-    for store in {cell.config.data.store for cell in study.left}:
+    for store in {one.config.data.store for grid in grids for one in grid.runs}:
         if store is None:
             raise UserError("data.store is not set: give the folder that `mmsada prepare` made (data.store=FOLDER)")
         Store.open(store).close()

@@ -233,7 +233,8 @@ def test_a_fit_finds_the_link_it_was_made_of() -> None:
 
 
 def test_a_fit_of_what_it_cannot_tell_apart_says_so() -> None:
-    """Only small messages: nothing about the bandwidth, whose start is kept."""
+    """Only small messages: nothing about the bandwidth."""
     found = fit(lambda p: [ring_s(4, 2, Link(p[0], p[1])) for _ in range(4)], [0.002] * 4, [1e-4, 1e-9])
     assert found.values[0] == pytest.approx(0.001, rel=0.02)
+    assert found.spread[0] < 0.01 and found.spread[1] > 0.9
     assert found.residual < 1e-3

@@ -331,3 +331,8 @@ def test_log_axes_have_few_plain_ticks(low: float, high: float) -> None:
     assert 2 <= len(ticks) <= 7
     assert all(low <= tick * 1.001 and tick <= high * 1.001 for tick in ticks)
     assert not any("e" in plain(tick) for tick in ticks)
+
+
+def test_a_set_that_no_cell_has_scored_is_told(weak: Results) -> None:
+    with pytest.raises(UserError, match=r"--set target/tset: .* they have .*target/test"):
+        report._check_set(weak, "target/tset")

@@ -78,12 +78,15 @@ def _known(args: argparse.Namespace) -> tuple[Known, int]:
             "scale predict needs figures: --rows FILE, of `mmsada bench comm|step|loader --json FILE`, or --hardware "
             "h100_ib"
         )
+    if args.cores is not None and (args.cores < 1 or not args.rows):
+        raise UserError(f"--cores {args.cores}: of the loader's rows (--rows), and at least 1")
     file = hardware.read_hardware(args.hardware) if args.hardware is not None else None
     known = hardware.known_of(file) if file is not None else None
     if args.rows:
         known = measured.known_of(measured.read_all(args.rows), known, cores=args.cores)
     assert known is not None
-    return _with_failures(known, args), args.ranks_per_node or (file.ranks_per_node if file else 1)
+    here = file.ranks_per_node if file is not None else 1
+    return _with_failures(known, args), here if args.ranks_per_node is None else args.ranks_per_node
 
 
 def _with_failures(known: Known, args: argparse.Namespace) -> Known:
@@ -104,7 +107,12 @@ def _with_failures(known: Known, args: argparse.Namespace) -> Known:
 
     best = dataclasses.replace(known.best, failures=failing(known.best.failures))
     draws = [dataclasses.replace(one, failures=failing(one.failures)) for one in known.draws]
-    told = ", ".join(f"--{name} {value:g}" for name, value in given.items())
+    at = best.failures
+    assert at is not None
+    told = (
+        f"{', '.join(f'--{name} {value:g}' for name, value in given.items())}: {at.checkpoint_s:g} s a checkpoint and "
+        f"{at.restart_s:g} s a restart, assumed where not given"
+    )
     kept = [line for line in known.sources if not line.startswith("failures:")]
     return Known(best, draws, [*kept, f"failures: {told}"])
 

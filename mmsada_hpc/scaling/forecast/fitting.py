@@ -41,7 +41,7 @@ class Fit:
 def fit(model: Model, measured: Sequence[float], start: Sequence[float] | Array) -> Fit:
     """Least squares of log(measured / modelled) in the parameters' logarithms (Levenberg and Marquardt).
 
-    A parameter that the measurements do not tell keeps its start, with a wide spread.
+    A parameter that the measurements do not tell is no more than a guess, and its spread says so.
 
     Args:
         measured: seconds, positive.

@@ -94,8 +94,9 @@ def plot_forecast(rows: Sequence[Row], path: Path) -> None:
             _draw_spans(left, nodes, [_times(span, 100) for span in spans], name, k)
         left.set_ylim(0, 105)
         left.set_ylabel("%")
-        hours = [row.hours for row in rows if math.isfinite(row.hours.high)]
-        _draw_spans(right, nodes[: len(hours)], hours, "a run", 2)
+        ending = [row for row in rows if math.isfinite(row.hours.high)]
+        hours = [row.hours for row in ending]
+        _draw_spans(right, [row.nodes for row in ending], hours, "a run", 2)
         log_axis(right, "y", [value for span in hours for value in (span.low, span.high)])
         right.set_ylabel("hours a run")
         for axis in (left, right):
