@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmsada_hpc.data.shards import writing
 from mmsada_hpc.durable import write_atomically
-from mmsada_hpc.observe.wording import percent
 from mmsada_hpc.errors import UserError
+from mmsada_hpc.observe.wording import percent
 from mmsada_hpc.scaling.drawing import Picture, need_matplotlib, style, write
 from mmsada_hpc.scaling.figures import accuracy_picture, cost_pictures, noise_picture, reach_pictures
 from mmsada_hpc.scaling.figures_speed import scaling_picture, step_picture
