@@ -59,12 +59,6 @@ class Predicted:
     def is_inside(self) -> bool:
         return self.low_s <= self.measured_s <= self.high_s
 
-    @property
-    def communication_error(self) -> float:
-        """Of what the network and the engine add to the step without communication."""
-        added = self.measured_s - self.job.compute.median_s
-        return (self.step_s - self.measured_s) / added if added > 0 else math.nan
-
 
 def shown_s(job: Job, engine: str, host: Host, shape: LinkShape) -> float:
     """Of an engine's communication, what a step shows."""
